@@ -1,0 +1,1 @@
+"""MarketPrism: the thin Python around a feature store whose logic is SQL."""

@@ -1,0 +1,36 @@
+"""`marketprism`: every command of the project. `make` calls these; so does cron."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from python_udfs.errors import UserError
+from python_udfs.ingest.cli import app as ingest_app
+from python_udfs.server import app as server_app
+
+err = Console(stderr=True)
+
+
+class _App(typer.Typer):
+    """Prints what the user can mend as one message (exit 1); bugs keep their traceback (exit 70)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except UserError as e:
+            err.print(f"[bold red]error:[/] {e}", highlight=False, soft_wrap=True)
+            sys.exit(1)
+
+
+app = _App(
+    help="MarketPrism feature store: ingest, migrate, build, train, score.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(server_app, name="server", help="Start, stop and look at the local ClickHouse server.")
+app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tables.")
