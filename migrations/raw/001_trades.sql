@@ -5,7 +5,7 @@ CREATE TABLE IF NOT EXISTS trades
     market_type LowCardinality(String),
     symbol LowCardinality(String),
     trade_id String CODEC(ZSTD(1)),
-    trade_seq UInt64 MATERIALIZED toUInt64OrZero(trade_id) COMMENT 'numeric trade id; 0 where the venue has none' CODEC(Delta(8), ZSTD(1)),
+    trade_seq UInt64 MATERIALIZED toUInt64OrZero(if(startsWith(trade_id, 'agg:'), substring(trade_id, 5), trade_id)) COMMENT 'numeric trade id; 0 where the venue has none' CODEC(Delta(8), ZSTD(1)),
     price Decimal(18, 8) CODEC(Delta(8), ZSTD(1)),
     quantity Decimal(18, 8) CODEC(ZSTD(1)),
     side LowCardinality(String) COMMENT 'of the taker: buy or sell',

@@ -1,6 +1,6 @@
 CREATE TABLE IF NOT EXISTS volatility_indices
 (
-    timestamp DateTime64(6, 'UTC') COMMENT 'the stamp of the value (an interval's open where the venue stamps so)' CODEC(Delta(8), ZSTD(1)),
+    timestamp DateTime64(6, 'UTC') COMMENT 'the stamp of the value (the interval open where the venue stamps so)' CODEC(Delta(8), ZSTD(1)),
     exchange LowCardinality(String),
     market_type LowCardinality(String),
     symbol LowCardinality(String),

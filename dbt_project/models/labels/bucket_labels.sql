@@ -1,0 +1,133 @@
+{{ config(materialized='table', partition_by='toYYYYMMDD(bucket_ts_start)', order_by='(exchange, market_type, symbol, bucket_id)') }}
+{%- set n = var('rolling_buckets') %}
+{%- set steps = [1, 3, 5] %}
+{%- set horizons = [5, 10, 30, 60, 300] %}
+{%- set sigma = var('label_threshold_sigma') %}
+
+-- What came after: the only folder that looks forward. A label is NULL until it is known, and label_known_at_* says when that was.
+with moves as (
+    select
+        m.exchange as exchange,
+        m.market_type as market_type,
+        m.symbol as symbol,
+        m.bucket_id as bucket_id,
+        m.bucket_ts_start as bucket_ts_start,
+        m.bucket_ts_end as bucket_ts_end,
+        m.mid_close as mid_close,
+        v.rv as rv
+    from {{ ref('bucket_moves') }} as m
+    inner join {{ ref('realized_variance') }} as v
+        on m.exchange = v.exchange
+        and m.market_type = v.market_type
+        and m.symbol = v.symbol
+        and m.bucket_id = v.bucket_id
+),
+
+-- Per-second returns over k buckets, ahead (the label) and behind (its past scale), by order: ids need not be dense.
+stepped as (
+    select
+        *,
+        {%- for k in steps %}
+        leadInFrame(toNullable(bucket_ts_end), {{ k }}, null) over ahead as end_{{ k }},
+        leadInFrame(toNullable(mid_close), {{ k }}, null) over ahead as mid_{{ k }},
+        (mid_{{ k }} / mid_close - 1)
+        / greatest(dateDiff('microsecond', bucket_ts_end, end_{{ k }}) / 1e6, {{ var('label_floor_s') }}) as ret_ps_{{ k }},
+        (mid_close / {{ before('mid_close', k) }} - 1)
+        / greatest(dateDiff('microsecond', {{ before('bucket_ts_end', k) }}, bucket_ts_end) / 1e6, {{ var('label_floor_s') }}) as past_ret_ps_{{ k }},
+        {%- endfor %}
+        -- seconds behind each return that rv sums
+        if(
+            mid_close / {{ before('mid_close', 1) }} is not null,
+            dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end) / 1e6,
+            null
+        ) as return_seconds
+    from moves
+    window ahead as (
+        partition by exchange, market_type, symbol
+        order by bucket_id
+        rows between current row and {{ steps | max }} following
+    )
+),
+
+scaled as (
+    select
+        * except (return_seconds, {% for k in steps %}mid_{{ k }}, past_ret_ps_{{ k }}{{ ', ' if not loop.last }}{% endfor %}),
+        {%- for k in steps %}
+        if(
+            count(past_ret_ps_{{ k }}) over {{ past(n) }} >= 10,
+            {{ sigma }} * stddevPopStableIf(assumeNotNull(past_ret_ps_{{ k }}), past_ret_ps_{{ k }} is not null) over {{ past(n) }},
+            null
+        ) as threshold_{{ k }},
+        {%- endfor %}
+        rv / nullIf(sum(return_seconds) over {{ past(n) }}, 0) as variance_per_second
+    from stepped
+),
+
+-- How far each instrument's book is known: a later mid is not yet a label.
+books as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        max(complete_to) as complete_to
+    from (
+        select exchange, market_type, symbol, max(known_at) as complete_to
+        from {{ ref('book_updates') }}
+        group by exchange, market_type, symbol
+        union all
+        select exchange, market_type, symbol, watermark as complete_to
+        from {{ ref('stg_watermarks') }}
+        where kind = 'orderbooks'
+    )
+    group by exchange, market_type, symbol
+),
+
+reaching as (
+    select
+        s.*,
+        {%- for h in horizons %}
+        s.bucket_ts_end + toIntervalSecond({{ h }}) as end_{{ h }}s,
+        {%- endfor %}
+        b.complete_to as complete_to
+    from scaled as s
+    left join books as b
+        on s.exchange = b.exchange
+        and s.market_type = b.market_type
+        and s.symbol = b.symbol
+),
+
+{% for h in horizons -%}
+{%- set source = 'reaching' if loop.first else 'mid_in_' ~ horizons[loop.index0 - 1] ~ 's' -%}
+mid_in_{{ h }}s as (
+    {{ as_of(source, ref('book_asof'), {'mid': 'mid_' ~ h ~ 's'}, var('book_max_lag_ms'), prefix='mid_' ~ h ~ 's', at='end_' ~ h ~ 's') }}
+),
+
+{% endfor -%}
+returns as (
+    select
+        *,
+        {%- for h in horizons %}
+        if(complete_to >= end_{{ h }}s, mid_{{ h }}s / mid_close - 1, null) as ret_{{ h }}s,
+        {{ sigma }} * sqrt(variance_per_second * {{ h }}) as threshold_{{ h }}s{{ ',' if not loop.last }}
+        {%- endfor %}
+    from mid_in_{{ horizons | last }}s
+)
+
+select
+    exchange,
+    market_type,
+    symbol,
+    bucket_id,
+    bucket_ts_start,
+    bucket_ts_end,
+    {%- for k in steps %}
+    ret_ps_{{ k }} as label_ret_ps_{{ k }},
+    toNullable(toInt8(if(ret_ps_{{ k }} is null or threshold_{{ k }} is null, null, (ret_ps_{{ k }} > threshold_{{ k }}) - (ret_ps_{{ k }} < -threshold_{{ k }})))) as label_cls_{{ k }},
+    if(ret_ps_{{ k }} is null, null, end_{{ k }}) as label_known_at_{{ k }},
+    {%- endfor %}
+    {%- for h in horizons %}
+    ret_{{ h }}s as label_ret_{{ h }}s,
+    toNullable(toInt8(if(ret_{{ h }}s is null or threshold_{{ h }}s is null, null, (ret_{{ h }}s > threshold_{{ h }}s) - (ret_{{ h }}s < -threshold_{{ h }}s)))) as label_cls_{{ h }}s,
+    if(ret_{{ h }}s is null, null, end_{{ h }}s) as label_known_at_{{ h }}s{{ ',' if not loop.last }}
+    {%- endfor %}
+from returns
