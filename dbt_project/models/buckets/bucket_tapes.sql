@@ -172,18 +172,19 @@ ranked as (
         * except (updates),
         tape.1 as t,
         toInt64(length(tape)) as n,
+        toInt64(1152921504606846976) as never,
         arrayMap(i -> toInt64(i), arrayEnumerate(tape)) as position,
         arrayMap(q -> toInt128(reinterpret(q, 'Int64')), tape.5) as quantities,
         arrayCumSum(quantities) as cumulative,
         {{ count_below('cumulative', 'arrayMap((v, q) -> v - q + q_cut, cumulative, quantities)') }} as before_volume,
         {{ count_below('t', 'arrayMap(x -> x + t_max, t)') }} as before_deadline,
         {{ count_below('t', "arrayMap(x -> x + t_cut, t)") }} as before_target_time,
-        -- the time of the n_updates-th book update after trade i, or 0: each update is paired with the one n_updates - 1 later,
+        -- the time of the n_updates-th book update after trade i, or `never`: each update is paired with the one n_updates - 1 later,
         -- and every trade takes the pair of the first update after it
         arrayConcat(arrayMap(u -> (u, false), updates), arrayMap(x -> (x, true), if(mode = 'event', t, []))) as moments,
         arrayConcat(
-            arrayResize(arraySlice(updates, n_updates), length(updates), 0),
-            arrayResize(emptyArrayInt64(), if(mode = 'event', n, 0), 0)
+            arrayResize(arraySlice(updates, n_updates), length(updates), never),
+            arrayResize(emptyArrayInt64(), if(mode = 'event', n, 0), never)
         ) as ends,
         arraySort(moments).2 as is_trade,
         arrayFilter(
@@ -191,7 +192,7 @@ ranked as (
             arrayReverseFill((e, is_trade_) -> not is_trade_, arraySort((e, m) -> m, ends, moments), is_trade),
             is_trade
         ) as last_fill,
-        arrayResize(last_fill, n, 0) as update_end,
+        arrayResize(last_fill, n, never) as update_end,
         {{ count_below('t', 'arrayMap(e -> e + 1, update_end)') }} as up_to_update
     from configured
 ),
@@ -211,7 +212,7 @@ pointed as (
                 (i, v, d) -> least(greatest(toInt64(v) + 2, toInt64(d) + 2, i + n_cut), n + 2),
                 position, before_volume, before_target_time
             ),
-            arrayMap((e, u, x) -> if(e > 0 and e < x + t_max, toInt64(u) + 1, n + 2), update_end, up_to_update, t)
+            arrayMap((e, u, x) -> if(e < x + t_max, toInt64(u) + 1, n + 2), update_end, up_to_update, t)
         ) as after_cut,
         arrayMap(
             (c, d, e, x) -> (

@@ -82,35 +82,56 @@ books as (
     group by exchange, market_type, symbol
 ),
 
-reaching as (
+-- One row per bucket and clock horizon: the mid that will be known then.
+targets as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_end,
+        mid_close,
+        arrayJoin({{ horizons }}) as horizon,
+        bucket_ts_end + toIntervalSecond(horizon) as target_at
+    from {{ ref('bucket_moves') }}
+),
+
+reached as (
+    {{ as_of('targets', ref('book_asof'), {'mid': 'mid_then'}, var('book_max_lag_ms'), prefix='then', at='target_at') }}
+),
+
+clock_returns as (
+    select
+        r.exchange as exchange,
+        r.market_type as market_type,
+        r.symbol as symbol,
+        r.bucket_id as bucket_id,
+        {%- for h in horizons %}
+        anyIf(r.mid_then / r.mid_close - 1, r.horizon = {{ h }}) as ret_{{ h }}s{{ ',' if not loop.last }}
+        {%- endfor %}
+    from reached as r
+    inner join books as b
+        on r.exchange = b.exchange
+        and r.market_type = b.market_type
+        and r.symbol = b.symbol
+    where r.target_at <= b.complete_to
+    group by exchange, market_type, symbol, bucket_id
+),
+
+returns as (
     select
         s.*,
         {%- for h in horizons %}
+        c.ret_{{ h }}s as ret_{{ h }}s,
         s.bucket_ts_end + toIntervalSecond({{ h }}) as end_{{ h }}s,
+        {{ sigma }} * sqrt(s.variance_per_second * {{ h }}) as threshold_{{ h }}s{{ ',' if not loop.last }}
         {%- endfor %}
-        b.complete_to as complete_to
     from scaled as s
-    left join books as b
-        on s.exchange = b.exchange
-        and s.market_type = b.market_type
-        and s.symbol = b.symbol
-),
-
-{% for h in horizons -%}
-{%- set source = 'reaching' if loop.first else 'mid_in_' ~ horizons[loop.index0 - 1] ~ 's' -%}
-mid_in_{{ h }}s as (
-    {{ as_of(source, ref('book_asof'), {'mid': 'mid_' ~ h ~ 's'}, var('book_max_lag_ms'), prefix='mid_' ~ h ~ 's', at='end_' ~ h ~ 's') }}
-),
-
-{% endfor -%}
-returns as (
-    select
-        *,
-        {%- for h in horizons %}
-        if(complete_to >= end_{{ h }}s, mid_{{ h }}s / mid_close - 1, null) as ret_{{ h }}s,
-        {{ sigma }} * sqrt(variance_per_second * {{ h }}) as threshold_{{ h }}s{{ ',' if not loop.last }}
-        {%- endfor %}
-    from mid_in_{{ horizons | last }}s
+    left join clock_returns as c
+        on s.exchange = c.exchange
+        and s.market_type = c.market_type
+        and s.symbol = c.symbol
+        and s.bucket_id = c.bucket_id
 )
 
 select

@@ -1,0 +1,57 @@
+# Thin: every line calls one command. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+MP := $(BIN)/marketprism
+DBT := $(BIN)/dbt
+export DBT_PROFILES_DIR := $(CURDIR)
+# demo: a folder or files of market data; empty: the generated market
+DATA ?=
+# tests: -n 2 runs two workers
+PYTEST_ARGS ?=
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.installed ## virtual environment from the lock file
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+up: setup ## start the local ClickHouse
+	$(MP) server up
+down: setup ## stop it
+	$(MP) server down
+status: setup ## is it running, where, since when
+	$(MP) server status
+migrate: up ## raw and serving tables
+	$(MP) migrate
+ingest: migrate ## DATA=… : load market data
+	$(MP) ingest files $(DATA)
+build: migrate ## dbt seeds, models and data tests
+	$(DBT) build
+demo: migrate ## market data in, features, model, scores and report out; DATA=… for recorded data
+	$(MP) demo $(if $(DATA),--data "$(DATA)")
+train: setup ## train the baselines on training_set
+	$(MP) train
+score: setup ## score the latest buckets
+	$(MP) score
+report: setup ## one HTML page of everything worth looking at
+	$(MP) report
+docs: migrate ## dbt docs, every model and column
+	$(DBT) docs generate
+test: setup ## unit, oracle, leakage and integration tests; dbt tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+lint: setup ## sqlfluff, ruff, mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/sqlfluff lint --disable-progress-bar dbt_project tests/dbt
+bench: setup ## throughput and latency, as ratios measured in the same run
+	$(MP) bench
+clean: ## stop the server and remove everything that was made here
+	-test -x $(MP) && $(MP) server down
+	rm -rf .venv .marketprism target logs *.egg-info
+
+.PHONY: help setup up down status migrate ingest build demo train score report docs test lint bench clean

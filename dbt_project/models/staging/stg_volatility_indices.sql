@@ -1,0 +1,12 @@
+-- One row per volatility-index value: annualised, percentage points.
+select
+    exchange,
+    market_type,
+    symbol,
+    timestamp,
+    toFloat64(index_value) as index_value,
+    underlying_asset,
+    maturity_date,
+    known_at,
+    data_source
+from {{ source('hot', 'volatility_indices') }} final

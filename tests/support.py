@@ -1,0 +1,106 @@
+"""What the integration tests share: running dbt on the test's own databases, and putting raw rows in and getting rows out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dbt.cli.main import dbtRunner
+
+from python_udfs import db
+from python_udfs.settings import REPOSITORY, settings
+from tests.oracles.clock import Trade
+
+Instrument = tuple[str, str, str]  # exchange, market_type, symbol
+AAA: Instrument = ("alpha", "spot", "AAAUSDT")
+
+
+def dbt(*args: str, select: str | None = None, full_refresh: bool = False, **variables: object) -> None:
+    """Runs dbt from the root in this process; a failure raises with the failing nodes' messages."""
+    target = settings().data_dir / "dbt" / settings().db_prefix
+    words = [*args, "--project-dir", str(REPOSITORY), "--profiles-dir", str(REPOSITORY), "--quiet"]
+    words += ["--target-path", str(target), "--log-path", str(target)]
+    if select:
+        words += ["--select", *select.split()]
+    if full_refresh:
+        words.append("--full-refresh")
+    if variables:
+        words += ["--vars", json.dumps(variables)]
+    result = dbtRunner().invoke(words)
+    if not result.success:
+        failures = [
+            f"{r.node.name}: {r.status}: {r.message}"
+            for r in getattr(result.result, "results", [])
+            if r.status in ("error", "fail", "runtime error")
+        ]
+        raise AssertionError(f"dbt {' '.join(args)} failed: {failures or result.exception}")
+
+
+def query(sql: str, **params: Any) -> list[dict[str, Any]]:
+    """Rows of a query on the features database of the test."""
+    with db.connect(settings().database("features")) as c:
+        return db.rows(c, sql, params)
+
+
+def execute(sql: str, rows: Sequence[Sequence[Any]] | None = None, *, layer: str = "hot") -> None:
+    """A statement on a database of the test; `rows` for an insert."""
+    with db.connect(settings().database(layer)) as c:  # type: ignore[arg-type]
+        c.execute(sql, rows) if rows is not None else c.execute(sql)
+
+
+_TRADES = (
+    "insert into trades (exchange, market_type, symbol, timestamp, trade_id, price, quantity, side, is_maker, "
+    "trade_time, received_at, known_at, data_source) select exchange, market_type, symbol, "
+    "fromUnixTimestamp64Micro(t, 'UTC'), trade_id, reinterpret(price, 'Decimal(18, 8)'), "
+    "reinterpret(quantity, 'Decimal(18, 8)'), side, side = 'sell', fromUnixTimestamp64Micro(t, 'UTC'), null, "
+    "fromUnixTimestamp64Micro(k, 'UTC'), 'generator' from wire"
+)
+
+
+def insert_trades(trades: Iterable[Trade], instrument: Instrument = AAA) -> None:
+    """Raw trades straight into the hot table, exact to the µs and the 1e-8; not through the loader."""
+    columns = "exchange String, market_type String, symbol String, t Int64, trade_id String, price Int64, quantity Int64, side String, k Int64"
+    rows = [
+        (*instrument, t.timestamp, t.trade_id, t.price_e8 or 100 * 10**8, t.quantity_e8, t.side or "buy", t.known_at)
+        for t in trades
+    ]
+    if rows:
+        with db.connect(settings().database("hot")) as c:
+            c.execute(f"create temporary table wire ({columns})")
+            c.execute("insert into wire values", rows)
+            c.execute(_TRADES)
+
+
+def insert_watermark(instrument: Instrument, kind: str, us: int) -> None:
+    """The feed of `kind` is complete before `us`."""
+    execute(
+        "insert into watermarks (kind, exchange, market_type, symbol, watermark, data_source, load_id) "
+        f"select {db.quote(kind)}, {', '.join(map(db.quote, instrument))}, "
+        f"fromUnixTimestamp64Micro({us}, 'UTC'), 'generator', toString({us})"
+    )
+
+
+def insert_books(rows: Iterable[tuple[int, int, int, int, int, int, int]], instrument: Instrument = AAA) -> None:
+    """Book states: (timestamp µs, last_update_id, bid e8, ask e8, bid quantity e8, ask quantity e8, known_at µs)."""
+    with db.connect(settings().database("hot")) as c:
+        c.execute("create temporary table wire (t Int64, u UInt64, b Int64, a Int64, bq Int64, aq Int64, k Int64)")
+        c.execute("insert into wire values", list(rows))
+        decimal = "reinterpret({}, 'Decimal(18, 8)')".format
+        c.execute(
+            "insert into orderbooks (exchange, market_type, symbol, timestamp, last_update_id, bids_count, asks_count, "
+            "best_bid_price, best_ask_price, best_bid_quantity, best_ask_quantity, bids, asks, known_at, data_source) "
+            f"select {', '.join(map(db.quote, instrument))}, fromUnixTimestamp64Micro(t, 'UTC'), u, 1, 1, "
+            f"{decimal('b')}, {decimal('a')}, {decimal('bq')}, {decimal('aq')}, '[]', '[]', "
+            "fromUnixTimestamp64Micro(k, 'UTC'), 'generator' from wire"
+        )
+
+
+def us(column: str) -> str:
+    """SQL: a time as integer microseconds."""
+    return f"toUnixTimestamp64Micro({column})"
+
+
+def table_hash(table: str, where: str = "1") -> dict[str, Any]:
+    """Row count and an order-independent hash over every byte of every column."""
+    return query(f"select count() as n, sum(cityHash64(*)) as h, groupBitXor(sipHash64(*)) as x from {table} where {where}")[0]
