@@ -30,7 +30,8 @@ def client(database: str | None = None, *, use_numpy: bool = False, **query_sett
         compression="lz4",
         connect_timeout=5,
         send_receive_timeout=3600,
-        settings={"use_numpy": use_numpy, **query_settings},
+        # the server would answer in zstd, which the driver reads only with one more package
+        settings={"use_numpy": use_numpy, "network_compression_method": "lz4", **query_settings},
     )
 
 

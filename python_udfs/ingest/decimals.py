@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, Overflow
 from typing import Final
 
 import numpy as np
@@ -44,9 +44,11 @@ def one_to_e8(text: str) -> int:
     """
     try:
         scaled = Decimal(text).scaleb(SCALE)
+    except Overflow as e:
+        raise ValueError(f"out_of_range: {text} does not fit Decimal(18,8)") from e
     except InvalidOperation as e:
         raise ValueError(f"bad_number: {text!r} is not a number") from e
-    if not scaled.is_finite():
+    if not scaled.is_finite() or "_" in text:  # Decimal reads 1_000; no venue writes it
         raise ValueError(f"bad_number: {text!r} is not a number")
     if abs(scaled) > LIMIT:
         raise ValueError(f"out_of_range: {text} does not fit Decimal(18,8)")

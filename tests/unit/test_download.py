@@ -102,7 +102,7 @@ def archive() -> Iterator[Archive]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     state.url = f"http://127.0.0.1:{server.server_port}"
     yield state
     server.shutdown()
@@ -311,6 +311,7 @@ def run(archive: Archive, folder: Path, *more: str) -> tuple[int, str]:
 def test_the_command_reports_and_exits(archive: Archive, tmp_path: Path) -> None:
     code, output = run(archive, tmp_path)
     assert (code, "1 missing" in output) == (1, True)
+    assert run(archive, tmp_path, "--base-url", "data.binance.vision")[0] == 1
     archive.put(DAY, trades("a.csv"))
     code, output = run(archive, tmp_path, "--end", "2025-01-02")
     assert code == 0

@@ -580,6 +580,8 @@ def test_second_thresholds_scale_the_variance_per_second_of_the_returns() -> Non
     close(got["threshold_10s"][2:], [0.5 * math.sqrt(0.002), 0.5 * math.sqrt(0.001)])
     holed = features.labels(ends, np.array([100, 101, NaN, 103.0]), rv, empty, window=3)
     close(holed["threshold_5s"][3:], [0.5 * math.sqrt(0.0005 / 2 * 5)])  # only return 1, over 2 s
+    brief = features.labels(ends, np.array([100, 101, 102, 103.0]), rv, empty, window=2)
+    close(brief["threshold_5s"][3:], [0.5 * math.sqrt(0.0005 / 3 * 5)])  # returns 2, 3: 0 + 3 s
     flat = features.labels(np.full(4, H), np.array([100, 101, 102, 103.0]), rv, empty, window=3)
     close(flat["threshold_5s"], [NaN] * 4)
 

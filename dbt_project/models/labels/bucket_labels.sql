@@ -144,11 +144,11 @@ select
     {%- for k in steps %}
     ret_ps_{{ k }} as label_ret_ps_{{ k }},
     toNullable(toInt8(if(ret_ps_{{ k }} is null or threshold_{{ k }} is null, null, (ret_ps_{{ k }} > threshold_{{ k }}) - (ret_ps_{{ k }} < -threshold_{{ k }})))) as label_cls_{{ k }},
-    if(ret_ps_{{ k }} is null, null, end_{{ k }}) as label_known_at_{{ k }},
+    end_{{ k }} as label_known_at_{{ k }},
     {%- endfor %}
     {%- for h in horizons %}
     ret_{{ h }}s as label_ret_{{ h }}s,
     toNullable(toInt8(if(ret_{{ h }}s is null or threshold_{{ h }}s is null, null, (ret_{{ h }}s > threshold_{{ h }}s) - (ret_{{ h }}s < -threshold_{{ h }}s)))) as label_cls_{{ h }}s,
-    if(ret_{{ h }}s is null, null, end_{{ h }}s) as label_known_at_{{ h }}s{{ ',' if not loop.last }}
+    end_{{ h }}s as label_known_at_{{ h }}s{{ ',' if not loop.last }}
     {%- endfor %}
 from returns

@@ -84,7 +84,7 @@ select
     c.tob_imbalance_close as tob_imbalance_close,
     c.microprice_close as microprice_close,
     (c.microprice_close - c.mid_close) / c.mid_close * 10000 as microprice_gap_bps,
-    c.book_age_ms as book_age_ms,
+    if(c.mid_close is null, null, c.book_age_ms) as book_age_ms,
     toUInt32(ifNull(u.book_update_count, 0)) as book_update_count,
     if(empty(u.valid), null, arrayAvg(u.valid.2)) as mid_mean,
     if(empty(u.valid), null, arrayAvg(u.valid.3)) as spread_bps_mean,

@@ -1,0 +1,524 @@
+"""Recorded Binance websocket captures: trades, books replayed from L2 diffs, bookTicker, funding.
+
+A capture is text, gzip or plain: `<receive time> <JSON>` a line, the time in ms, µs or ns since the epoch (13, 16
+or 19 digits), the JSON a combined-stream message `{"stream": …, "data": …}` or a REST depth snapshot. Blank lines
+are skipped. The files of one capture are read in the order given and the books go on across them.
+
+What becomes of each stream (times of the exchange are ms, or µs where the recorder asked for them):
+
+* `@trade` -> trades. Futures prints with `X` other than MARKET are no order-book trades: rejected.
+* `@depth…` (diffs) and snapshots -> orderbooks, data source `binance_ws`: the best 20 levels a side at event time
+  `E`, at every diff after which the best price or quantity of a side differs from the last row's, and else at the
+  first diff in a later 100 ms interval of `E` (whole multiples of 100 ms since the epoch) than the last row's. Only
+  states that `book.Replay` vouches for become rows; how many were withheld is told in a note.
+* `@bookTicker` -> compared with the replay at equal update ids, in whatever order the two arrive (see
+  `book.MATCH_WINDOW`). Of futures also orderbooks of one level, data source `binance_ws_bookticker`, at `E`. Spot
+  bookTicker has no exchange time: it is not loaded, and its messages are counted in a note.
+* `@markPrice…` -> funding_rates: at `E`, the rate predicted for the settlement at `T`.
+
+A snapshot of spot or USD-M names no symbol: it is taken for the one symbol of its file, and rejected where there
+are several. A line of which nothing is known is counted to `trades` in quarantine (a reject must name a kind).
+A watermark is the largest `E` among all messages of a symbol: its streams share one connection.
+
+The logs of cryptofeed (`<seconds>: <JSON>`, connections and subscriptions in between) are another format: not read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from python_udfs.errors import BadFileError, UserError
+from python_udfs.ingest.book import Best, Replay, level_text
+from python_udfs.ingest.decimals import one_to_e8, to_e8
+from python_udfs.ingest.records import (
+    MARKET_TYPES,
+    Batch,
+    Item,
+    Kind,
+    Note,
+    Progress,
+    Reject,
+    Watermark,
+)
+
+DEPTH: Final = 20
+GRID: Final = 100_000  # µs
+CHUNK_ROWS: Final = 20_000  # rows of one kind in a batch: a book row is about 1 KB of text
+PROGRESS_LINES: Final = 4_096
+RAW_CHARS: Final = 500
+
+EXCHANGE: Final = "binance"
+_KIND_OF: Final[dict[str, Kind]] = {
+    "trade": "trades",
+    "depth": "orderbooks",
+    "bookTicker": "orderbooks",
+    "markPrice": "funding_rates",
+}
+# Digits of a receive time -> (multiply by, divide by) to µs.
+_UNITS: Final = {13: (1000, 1), 16: (1, 1), 19: (1, 1000)}
+
+Json = dict[str, Any]
+Row = tuple[Any, ...]
+
+
+class _Bad(Exception):
+    """This line is rejected: field, reason. `alien`: it has not even the form of a capture's line."""
+
+    def __init__(self, field: str, reason: str, *, alien: bool = False) -> None:
+        super().__init__(reason)
+        self.field, self.reason, self.alien = field, reason, alien
+
+
+def _time(data: Json, field: str) -> int:
+    """A time of the exchange, in ms or µs, as µs."""
+    value = data[field]
+    if type(value) is not int or not 10**11 <= value < 10**17:
+        raise _Bad(field, f"bad_number: {value!r} is not a time in ms or µs")
+    return value * 1000 if value < 10**14 else value
+
+
+def _id(data: Json, field: str) -> int:
+    value = data[field]
+    if type(value) is not int or value < 0:
+        raise _Bad(field, f"bad_number: {value!r} is not an id")
+    return value
+
+
+def _text(data: Json, field: str) -> str:
+    value = data[field]
+    if type(value) is not str:
+        raise _Bad(field, f"bad_number: {value!r} is not a decimal in quotes")
+    return value
+
+
+def _e8(data: Json, field: str) -> int:
+    """A decimal times 10**8."""
+    try:
+        return one_to_e8(_text(data, field))
+    except ValueError as e:
+        raise _Bad(field, str(e)) from e
+
+
+def _positive(data: Json, field: str, name: str) -> int:
+    """A decimal above zero, times 10**8."""
+    value = _e8(data, field)
+    if value > 0:
+        return value
+    raise _Bad(field, f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero")
+
+
+def _received(stamp: bytes) -> int:
+    """A receive time as µs."""
+    unit = _UNITS.get(len(stamp))
+    if unit is None or not stamp.isdigit():
+        reason = f"bad_time: {stamp[:40].decode(errors='replace')!r} is not a time of 13, 16 or 19 digits"
+        raise _Bad("received_at", reason, alien=True)
+    return int(stamp) * unit[0] // unit[1]
+
+
+def _market_type(channel: str, symbol: str, data: Json) -> str:
+    """The market of a message by what it carries (the reader's option overrides this)."""
+    if "USD_" in symbol:  # BTCUSD_PERP; but BTCUSDT_240927 is a linear delivery contract
+        return "inverse"
+    timed = channel in ("bookTicker", "snapshot") and "E" in data
+    return "linear" if timed or channel == "markPrice" or "pu" in data or "X" in data else "spot"
+
+
+class _Feed:
+    """What is known of one symbol so far."""
+
+    __slots__ = ("event_time", "kinds", "last_best", "last_time", "market_type", "replay", "symbol")
+
+    def __init__(self, market_type: str, symbol: str) -> None:
+        self.market_type, self.symbol = market_type, symbol
+        self.replay = Replay()
+        self.event_time = 0  # largest E
+        self.kinds: set[Kind] = set()  # with at least one message
+        self.last_best: Best | None = None  # of the last book row, with its time
+        self.last_time = 0
+
+
+Handler = Callable[[_Feed, Json, int, int, bytes], None]
+
+
+class _File:
+    """The lines of a file, gzip or plain, and how many of its bytes were read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        try:
+            self._raw = path.open("rb")
+        except OSError as e:
+            raise BadFileError(self.path, f"cannot be read: {e.strerror}") from e
+        self.size = path.stat().st_size
+        packed = self._raw.peek(2)[:2] == b"\x1f\x8b"
+        self._text = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(1-based number, line without its end) of the lines that are not blank."""
+        number = 0
+        try:
+            for number, line in enumerate(self._text, 1):
+                if text := line.strip():
+                    yield number, text
+        except EOFError as e:
+            reason = f"truncated gzip: the last good line is {number}; fetch the file again"
+            raise BadFileError(self.path, reason, line=number) from e
+        except (OSError, zlib.error) as e:
+            reason = f"damaged after line {number} ({e}); fetch the file again"
+            raise BadFileError(self.path, reason, line=number) from e
+
+    def done(self) -> int:
+        return min(self._raw.tell(), self.size)
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class BinanceWebsocketReader:
+    """Reads the files of one capture (see the module). State is kept per symbol.
+
+    Args:
+        paths: the capture's files in order of time.
+        market_type: of all symbols in it; None: told from the messages themselves.
+    """
+
+    data_source = "binance_ws"
+
+    def __init__(self, paths: list[Path], market_type: str | None = None) -> None:
+        if market_type is not None and market_type not in MARKET_TYPES:
+            raise UserError(f"market type {market_type!r}: give one of {', '.join(MARKET_TYPES)}")
+        self.paths = paths
+        self.options = {"market_type": market_type or "auto"}
+        self._market_type = market_type
+        self._handlers: dict[str, Handler] = {
+            "trade": self._trade,
+            "depth": self._depth,
+            "bookTicker": self._book_ticker,
+            "markPrice": self._mark_price,
+        }
+
+    def read(self) -> Iterator[Item]:
+        """The items of the capture.
+
+        Raises:
+            BadFileError: a file is unreadable, empty, truncated, or does not begin with a line of this format.
+        """
+        self._feeds: dict[tuple[str, str], _Feed] = {}
+        self._spot_tickers = 0
+        before = 0
+        for path in self.paths:
+            file = _File(path)
+            try:
+                yield from self._read_file(file, before)
+            finally:
+                file.close()
+            before += file.size
+            yield Progress(before)
+        yield from self._summary()
+
+    def _read_file(self, file: _File, before: int) -> Iterator[Item]:
+        self._path = file.path
+        self._routes: dict[tuple[str, str], tuple[Handler, _Feed]] = {}
+        self._file_feeds: list[_Feed] = []
+        self._unnamed: list[tuple[Json, int, bytes]] = []  # snapshots that name no symbol
+        self._trades: list[Row] = []
+        self._books: list[Row] = []
+        self._tickers: list[Row] = []
+        self._funding: list[Row] = []
+        self._rejects: list[Reject] = []
+        empty = True
+        for number, line in file.lines():
+            try:
+                self._line(number, line)
+            except _Bad as e:
+                if empty and e.alien:
+                    reason = f"not a Binance websocket capture (`<receive time> <JSON>` a line): {e.reason}"
+                    raise BadFileError(file.path, reason, line=number, field=e.field or None) from e
+                self._reject(_kind(line), number, e.field, e.reason, line)
+            empty = False
+            if self._rejects:
+                yield from self._rejects
+                self._rejects.clear()
+            if max(len(self._trades), len(self._books), len(self._tickers)) >= CHUNK_ROWS:
+                yield from self._flush()
+            if number % PROGRESS_LINES == 0:
+                yield Progress(before + file.done())
+        if empty:
+            raise BadFileError(file.path, "empty: there is no line in it")
+        if not self._file_feeds:
+            for _, number, line in self._unnamed:
+                reason = "unknown_symbol: the snapshot names no symbol, and no other line does"
+                self._reject("orderbooks", number, "symbol", reason, line)
+        yield from self._flush()
+        yield from self._rejects
+
+    def _line(self, number: int, line: bytes) -> None:
+        stamp, _, body = line.partition(b" ")
+        received = _received(stamp)
+        try:
+            message = orjson.loads(body)
+        except orjson.JSONDecodeError as e:
+            raise _Bad("", f"bad_json: {e}", alien=True) from e
+        try:
+            if "stream" not in message:
+                self._snapshot(message, number, line)
+                return
+            stream, data = message["stream"], message["data"]
+            route = self._routes.get((stream, data.get("s"))) or self._route(stream, data)
+            route[0](route[1], data, number, received, line)
+        except KeyError as e:
+            raise _Bad(str(e.args[0]), f"missing_field: {e.args[0]}") from e
+        except (TypeError, AttributeError) as e:
+            raise _Bad("", f"bad_json: not a message of a known form: {e}") from e
+
+    def _route(self, stream: str, data: Json) -> tuple[Handler, _Feed]:
+        """Handler and feed of a stream and symbol, from their first message in the file."""
+        channel = stream.partition("@")[2].partition("@")[0] or stream.removeprefix("!")
+        handler = self._handlers.get(channel)
+        if handler is None:
+            raise _Bad("stream", f"unknown_stream: {stream}")
+        symbol = data["s"]
+        feed = self._feed(self._market_type or _market_type(channel, symbol, data), symbol)
+        route = self._routes[stream, symbol] = handler, feed
+        return route
+
+    def _feed(self, market_type: str, symbol: str) -> _Feed:
+        feed = self._feeds.get((market_type, symbol))
+        if feed is None:
+            feed = self._feeds[market_type, symbol] = _Feed(market_type, symbol)
+        if feed not in self._file_feeds:
+            self._file_feeds.append(feed)
+            self._name_snapshots()
+        return feed
+
+    def _name_snapshots(self) -> None:
+        """The file has one symbol more: give it the snapshots that name none, or take them back."""
+        first, several = self._file_feeds[0], len(self._file_feeds) > 1
+        for data, number, line in self._unnamed:
+            if several:
+                first.replay.distrust(first.event_time)
+                self._reject_unnamed(number, line)
+            else:
+                self._apply_snapshot(first, data, number, line)
+        if several:
+            self._unnamed.clear()
+
+    def _reject_unnamed(self, number: int, line: bytes) -> None:
+        reason = "unknown_symbol: the snapshot names no symbol, and the file has several"
+        self._reject("orderbooks", number, "symbol", reason, line)
+
+    def _snapshot(self, data: Json, number: int, line: bytes) -> None:
+        if "lastUpdateId" not in data:
+            raise _Bad("stream", "unknown_stream: neither a stream's message nor a depth snapshot", alien=True)
+        _id(data, "lastUpdateId")
+        if not isinstance(data["bids"], list) or not isinstance(data["asks"], list):
+            raise _Bad("bids,asks", "bad_json: bids and asks must be lists")
+        symbol = data.get("symbol")
+        if symbol is not None:
+            market_type = self._market_type or _market_type("snapshot", symbol, data)
+            self._apply_snapshot(self._feed(market_type, symbol), data, number, line)
+        elif len(self._file_feeds) > 1:
+            self._reject_unnamed(number, line)
+        else:
+            if self._file_feeds:
+                self._apply_snapshot(self._file_feeds[0], data, number, line)
+            self._unnamed.append((data, number, line[:RAW_CHARS]))
+
+    def _apply_snapshot(self, feed: _Feed, data: Json, number: int, line: bytes) -> None:
+        try:
+            feed.replay.snapshot(data["lastUpdateId"], data["bids"], data["asks"])
+        except ValueError as e:
+            self._reject("orderbooks", number, "lastUpdateId", str(e), line)
+
+    def _trade(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
+        feed.event_time = max(feed.event_time, _time(data, "E"))
+        feed.kinds.add("trades")
+        kind = data.get("X", "MARKET")
+        if kind != "MARKET":
+            raise _Bad("X", f"not_a_trade: X={kind}")
+        maker = data["m"]
+        if type(maker) is not bool:
+            raise _Bad("m", f"bad_json: m is {maker!r}, not true or false")
+        trade_id, time = str(_id(data, "t")), _time(data, "T")
+        price, quantity = _positive(data, "p", "price"), _positive(data, "q", "quantity")
+        self._trades.append((feed, time, received, number, trade_id, price, quantity, maker))
+
+    def _depth(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
+        time, update_id = _time(data, "E"), _id(data, "u")
+        feed.event_time = max(feed.event_time, time)
+        feed.kinds.add("orderbooks")
+        follows = "pu" if "pu" in data else "U"
+        previous = _id(data, follows) - (follows == "U")
+        replay = feed.replay
+        try:
+            best = replay.diff(previous, update_id, time, data["b"], data["a"])
+        except ValueError as e:
+            in_sequence = not str(e).startswith(("sequence_gap", "stale_update"))
+            raise _Bad("b,a" if in_sequence else follows, str(e)) from e
+        if best is None or (best == feed.last_best and time // GRID <= feed.last_time // GRID):
+            return
+        feed.last_best, feed.last_time = best, time
+        top = replay.book.top(DEPTH)
+        self._books.append((feed, time, received, number, update_id, best.bid_level, best.ask_level, *top))
+
+    def _book_ticker(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
+        update_id, bid, ask = _id(data, "u"), (data["b"], data["B"]), (data["a"], data["A"])
+        time = _time(data, "E") if "E" in data else 0
+        feed.event_time = max(feed.event_time, time)
+        try:
+            feed.replay.ticker(update_id, feed.event_time, bid, ask)
+        except ValueError as e:
+            self._reject("orderbooks", number, "u", str(e), line)
+        if time:
+            best = level_text(*bid), level_text(*ask)
+            top = f"[{best[0]}]", int(best[0] != ""), f"[{best[1]}]", int(best[1] != "")
+            self._tickers.append((feed, time, received, number, update_id, *best, *top))
+        else:
+            self._spot_tickers += 1
+
+    def _mark_price(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
+        time = _time(data, "E")
+        feed.event_time = max(feed.event_time, time)
+        index = _e8(data, "i") if "i" in data else 0  # COIN-M sends the index price in another stream
+        rates = _e8(data, "r"), _e8(data, "p"), index, _time(data, "T")
+        self._funding.append((feed, time, received, number, *rates))
+
+    def _reject(self, kind: Kind, number: int, field: str, reason: str, line: bytes) -> None:
+        raw = line[:RAW_CHARS].decode(errors="replace")
+        self._rejects.append(Reject(kind, self._path, number, field, reason, raw))
+
+    def _flush(self) -> Iterator[Item]:
+        """All rows collected so far, as batches."""
+        if self._trades:
+            *head, ids, prices, quantities, maker = zip(*self._trades, strict=True)
+            is_maker = np.array(maker, dtype=np.uint8)
+            columns: dict[str, npt.NDArray[np.generic]] = {
+                "trade_id": _objects(ids),
+                "price": np.array(prices, dtype=np.int64),
+                "quantity": np.array(quantities, dtype=np.int64),
+                "side": np.where(is_maker == 1, "sell", "buy").astype(object),
+                "is_maker": is_maker,
+                "trade_time": np.array(head[1], dtype=np.int64),
+            }
+            yield self._batch("trades", self.data_source, head, columns)
+        for rows, data_source in ((self._books, self.data_source), (self._tickers, f"{self.data_source}_bookticker")):
+            yield from self._book_batch(rows, data_source)
+        if self._funding:
+            *head, rates, marks, indices, settlements = zip(*self._funding, strict=True)
+            columns = {
+                "funding_rate": np.array(rates, dtype=np.int64),
+                "funding_time": np.array(settlements, dtype=np.int64),
+                "next_funding_time": np.array(settlements, dtype=np.int64),
+                "mark_price": np.array(marks, dtype=np.int64),
+                "index_price": np.array(indices, dtype=np.int64),
+            }
+            yield self._batch("funding_rates", self.data_source, head, columns)
+        for collected in (self._trades, self._books, self._tickers, self._funding):
+            collected.clear()
+
+    def _batch(
+        self, kind: Kind, data_source: str, head: Sequence[Sequence[Any]], columns: dict[str, npt.NDArray[np.generic]]
+    ) -> Batch:
+        """`head`: the rows' feeds, times, receive times and line numbers."""
+        feeds, times, received, numbers = head
+        common: dict[str, npt.NDArray[np.generic]] = {
+            "exchange": np.full(len(feeds), EXCHANGE, dtype=object),
+            "market_type": _objects([feed.market_type for feed in feeds]),
+            "symbol": _objects([feed.symbol for feed in feeds]),
+            "timestamp": np.array(times, dtype=np.int64),
+            "received_at": np.array(received, dtype=np.int64),
+            "data_source": np.full(len(feeds), data_source, dtype=object),
+        }
+        return Batch(kind, common | columns, self._path, np.array(numbers, dtype=np.int64))
+
+    def _book_batch(self, rows: list[Row], data_source: str) -> Iterator[Item]:
+        try:
+            best = _best_columns(rows)
+        except ValueError:
+            good = []
+            for row in rows:
+                try:
+                    _best_columns([row])
+                    good.append(row)
+                except ValueError as e:
+                    self._reject("orderbooks", row[3], "best", str(e), f"{row[5]} {row[6]}".encode())
+            rows, best = good, _best_columns(good)
+        if not rows:
+            return
+        *head, update_ids, _, _, bids, bids_count, asks, asks_count = zip(*rows, strict=True)
+        columns: dict[str, npt.NDArray[np.generic]] = {
+            "last_update_id": np.array(update_ids, dtype=np.uint64),
+            "bids_count": np.array(bids_count, dtype=np.uint64),
+            "asks_count": np.array(asks_count, dtype=np.uint64),
+            "bids": _objects(bids),
+            "asks": _objects(asks),
+        }
+        yield self._batch("orderbooks", data_source, head, columns | best)
+
+    def _summary(self) -> Iterator[Item]:
+        """Watermarks and notes, after the last file."""
+        for feed in self._feeds.values():
+            for kind in sorted(feed.kinds):
+                yield Watermark(kind, EXCHANGE, feed.market_type, feed.symbol, feed.event_time)
+        replays = [(f"{feed.market_type} {feed.symbol}", feed.replay) for feed in self._feeds.values()]
+        compared = sum(replay.compared for _, replay in replays)
+        if compared:
+            agreed = sum(replay.agreed for _, replay in replays)
+            yield Note("bookticker_agreement", f"{agreed} of {compared}")
+        if self._spot_tickers:
+            yield Note(
+                "bookticker_not_loaded",
+                f"{self._spot_tickers} messages of spot bookTicker have no exchange time: used for checking only",
+            )
+        unanchored = [name for name, replay in replays if replay.restarts and not replay.anchored]
+        if unanchored:
+            yield Note(
+                "books_without_snapshot",
+                f"{', '.join(unanchored)}: built from diffs alone; the best level is right, depth may be incomplete",
+            )
+        withheld = [f"{replay.withheld} of {name}" for name, replay in replays if replay.withheld]
+        if withheld:
+            yield Note("book_states_withheld", f"{', '.join(withheld)}: the best level could not be proven")
+
+
+def _kind(line: bytes) -> Kind:
+    """The kind to which a line that cannot be read is counted, from the text of its stream."""
+    if b'"lastUpdateId"' in line:
+        return "orderbooks"
+    return next((kind for channel, kind in _KIND_OF.items() if f"@{channel}".encode() in line), "trades")
+
+
+def _objects(values: Sequence[object]) -> npt.NDArray[np.generic]:
+    return np.array(values, dtype=object)
+
+
+def _best_columns(rows: Sequence[Row]) -> dict[str, npt.NDArray[np.generic]]:
+    """The best levels of book rows as exact numbers, 0 where a side is empty.
+
+    Raises:
+        ValueError: one is not exact in Decimal(18, 8), is not above zero, or the two sides meet.
+    """
+    columns: dict[str, npt.NDArray[np.int64]] = {}
+    for side, place in (("bid", 5), ("ask", 6)):
+        levels = [row[place].split('"') for row in rows]
+        present = np.array([len(level) > 1 for level in levels], dtype=bool)
+        for name, part in (("price", 1), ("quantity", 3)):
+            texts = [level[part] if len(level) > 1 else "0" for level in levels]
+            # One text at a time says which one, and why.
+            values = to_e8(texts) if len(texts) > 1 else np.array([one_to_e8(t) for t in texts], dtype=np.int64)
+            if (values[present] <= 0).any():
+                raise ValueError(f"bad_number: a best {side} {name} is not above zero")
+            columns[f"best_{side}_{name}"] = values
+    bid, ask = columns["best_bid_price"], columns["best_ask_price"]
+    if ((bid > 0) & (ask > 0) & (bid >= ask)).any():
+        raise ValueError("crossed_book: the bid is not below the ask")
+    return dict(columns)
