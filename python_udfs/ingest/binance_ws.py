@@ -371,17 +371,17 @@ class BinanceWebsocketReader:
         self._books.append((feed, time, received, number, update_id, best.bid_level, best.ask_level, *top))
 
     def _book_ticker(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
-        update_id, bid, ask = _id(data, "u"), (data["b"], data["B"]), (data["a"], data["A"])
+        update_id, quote = _id(data, "u"), (data["b"], data["B"], data["a"], data["A"])
         time = _time(data, "E") if "E" in data else 0
         feed.event_time = max(feed.event_time, time)
         try:
-            feed.replay.ticker(update_id, feed.event_time, bid, ask)
+            feed.replay.ticker(update_id, feed.event_time, quote)
         except ValueError as e:
             self._reject("orderbooks", number, "u", str(e), line)
         if time:
-            best = level_text(*bid), level_text(*ask)
-            top = f"[{best[0]}]", int(best[0] != ""), f"[{best[1]}]", int(best[1] != "")
-            self._tickers.append((feed, time, received, number, update_id, *best, *top))
+            bid, ask = level_text(*quote[:2]), level_text(*quote[2:])
+            top = f"[{bid}]", int(bid != ""), f"[{ask}]", int(ask != "")
+            self._tickers.append((feed, time, received, number, update_id, bid, ask, *top))
         else:
             self._spot_tickers += 1
 

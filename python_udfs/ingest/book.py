@@ -39,7 +39,7 @@ MATCH_WINDOW: Final = 32_768  # bookTickers and states kept, for the partner of 
 SNAPSHOT_LIMITS: Final = frozenset({5, 10, 20, 50, 100, 500, 1000, 5000})  # that the depth endpoint accepts
 
 Levels = Iterable[Sequence[str]]
-_Ticker = tuple[tuple[str, str], tuple[str, str]]  # (price, quantity) of bid and ask
+Quote = tuple[str, str, str, str]  # bid price, bid quantity, ask price, ask quantity
 
 
 def plain(text: str) -> str:
@@ -205,7 +205,7 @@ class Replay:
         self._last_id: int | None = None
         self._recent: deque[_Diff] = deque(maxlen=RECENT)
         self._pending: _Snapshot | None = None
-        self._tickers: dict[int, _Ticker] = {}
+        self._tickers: dict[int, Quote] = {}
         self._states: dict[int, _State] = {}
         self._epoch = 0
         self._restart(0)
@@ -293,32 +293,32 @@ class Replay:
         self.withheld += 1
         return None
 
-    def ticker(self, update_id: int, time: int, bid: tuple[str, str], ask: tuple[str, str]) -> None:
-        """Check against a bookTicker (price, quantity texts), before or after the diff of the same id.
+    def ticker(self, update_id: int, time: int, quote: Quote) -> None:
+        """Check against a bookTicker's decimal texts, before or after the diff of the same id.
 
         Raises:
             ValueError: `replay_mismatch`: a state that was vouched for is wrong. The book is thrown away.
         """
         if update_id in self._tickers:
             return
-        ticker = self._tickers[update_id] = bid, ask
+        self._tickers[update_id] = quote
         _trim(self._tickers)
         state = self._states.get(update_id)
         if state is not None:
-            self._judge(update_id, time, state, ticker)
+            self._judge(update_id, time, state, quote)
 
     def _compare(self, update_id: int, time: int, best: Best) -> None:
         proven = self._proven(best)
         state = _State(best, proven, proven and time >= self._settled_at, self._epoch)
         self._states[update_id] = state
         _trim(self._states)
-        ticker = self._tickers.get(update_id)
-        if ticker is not None:
-            self._judge(update_id, time, state, ticker)
+        quote = self._tickers.get(update_id)
+        if quote is not None:
+            self._judge(update_id, time, state, quote)
 
-    def _judge(self, update_id: int, time: int, state: _State, ticker: _Ticker) -> None:
+    def _judge(self, update_id: int, time: int, state: _State, quote: Quote) -> None:
         best = state.best
-        bid, ask = level_text(*ticker[0]), level_text(*ticker[1])
+        bid, ask = level_text(*quote[:2]), level_text(*quote[2:])
         self.compared += 1
         if bid == best.bid_level and ask == best.ask_level:
             self.agreed += 1

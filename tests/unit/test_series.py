@@ -77,7 +77,7 @@ def read(path: Path) -> tuple[dict[str, list[Any]], list[Reject], list[Item]]:
     ],
 )  # fmt: skip
 def test_recorded_rows_and_span(
-    recorded: Path, file: str, kind: Kind, source: str, counts: tuple[int, int], span: tuple[str, str]
+    recorded: Path, *, file: str, kind: Kind, source: str, counts: tuple[int, int], span: tuple[str, str]
 ) -> None:
     path = recorded / file
     assert SeriesReader.accepts(path)
