@@ -26,6 +26,7 @@ The logs of cryptofeed (`<seconds>: <JSON>`, connections and subscriptions in be
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ import numpy.typing as npt
 import orjson
 
 from python_udfs.errors import BadFileError, UserError
-from python_udfs.ingest.book import Best, Replay, level_text
+from python_udfs.ingest.book import Best, PriceKeys, Replay, plain
 from python_udfs.ingest.decimals import one_to_e8, to_e8
 from python_udfs.ingest.records import (
     MARKET_TYPES,
@@ -65,11 +66,14 @@ _KIND_OF: Final[dict[str, Kind]] = {
 # Digits of a receive time -> (multiply by, divide by) to µs.
 _UNITS: Final = {13: (1000, 1), 16: (1, 1), 19: (1, 1000)}
 
+# A quantity that fits Decimal(18, 8) exactly.
+_QUANTITY: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,8}0{0,10})?")
+
 Json = dict[str, Any]
 Row = tuple[Any, ...]
 
 
-class _Bad(Exception):
+class _LineError(Exception):
     """This line is rejected: field, reason. `alien`: it has not even the form of a capture's line."""
 
     def __init__(self, field: str, reason: str, *, alien: bool = False) -> None:
@@ -81,21 +85,21 @@ def _time(data: Json, field: str) -> int:
     """A time of the exchange, in ms or µs, as µs."""
     value = data[field]
     if type(value) is not int or not 10**11 <= value < 10**17:
-        raise _Bad(field, f"bad_number: {value!r} is not a time in ms or µs")
+        raise _LineError(field, f"bad_number: {value!r} is not a time in ms or µs")
     return value * 1000 if value < 10**14 else value
 
 
 def _id(data: Json, field: str) -> int:
     value = data[field]
     if type(value) is not int or value < 0:
-        raise _Bad(field, f"bad_number: {value!r} is not an id")
+        raise _LineError(field, f"bad_number: {value!r} is not an id")
     return value
 
 
 def _text(data: Json, field: str) -> str:
     value = data[field]
     if type(value) is not str:
-        raise _Bad(field, f"bad_number: {value!r} is not a decimal in quotes")
+        raise _LineError(field, f"bad_number: {value!r} is not a decimal in quotes")
     return value
 
 
@@ -104,7 +108,7 @@ def _e8(data: Json, field: str) -> int:
     try:
         return one_to_e8(_text(data, field))
     except ValueError as e:
-        raise _Bad(field, str(e)) from e
+        raise _LineError(field, str(e)) from e
 
 
 def _positive(data: Json, field: str, name: str) -> int:
@@ -112,7 +116,29 @@ def _positive(data: Json, field: str, name: str) -> int:
     value = _e8(data, field)
     if value > 0:
         return value
-    raise _Bad(field, f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero")
+    raise _LineError(field, f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero")
+
+
+def _quantity(text: str, field: str) -> str:
+    if _QUANTITY.fullmatch(text):
+        return text
+    try:
+        one_to_e8(text)
+    except ValueError as e:
+        raise _LineError(field, str(e)) from e
+    raise _LineError(field, f"bad_number: {text!r} is not a plain decimal of at least 0")
+
+
+def _ticker_side(data: Json, prices: PriceKeys, price: str, quantity: str) -> tuple[int, str, str]:
+    """One side of a bookTicker: price times 10**8, level as JSON text, quantity; 0, '', '0' where it is empty."""
+    amount = plain(_quantity(_text(data, quantity), quantity))
+    if amount == "0":
+        return 0, "", amount
+    try:
+        key, head = prices[_text(data, price)]
+    except ValueError as e:
+        raise _LineError(price, str(e)) from e
+    return key, f'{head}{amount}"]', amount
 
 
 def _received(stamp: bytes) -> int:
@@ -120,7 +146,7 @@ def _received(stamp: bytes) -> int:
     unit = _UNITS.get(len(stamp))
     if unit is None or not stamp.isdigit():
         reason = f"bad_time: {stamp[:40].decode(errors='replace')!r} is not a time of 13, 16 or 19 digits"
-        raise _Bad("received_at", reason, alien=True)
+        raise _LineError("received_at", reason, alien=True)
     return int(stamp) * unit[0] // unit[1]
 
 
@@ -135,10 +161,10 @@ def _market_type(channel: str, symbol: str, data: Json) -> str:
 class _Feed:
     """What is known of one symbol so far."""
 
-    __slots__ = ("event_time", "kinds", "last_best", "last_time", "market_type", "replay", "symbol")
+    __slots__ = ("event_time", "kinds", "last_best", "last_time", "name", "replay")
 
     def __init__(self, market_type: str, symbol: str) -> None:
-        self.market_type, self.symbol = market_type, symbol
+        self.name = market_type, symbol
         self.replay = Replay()
         self.event_time = 0  # largest E
         self.kinds: set[Kind] = set()  # with at least one message
@@ -239,7 +265,7 @@ class BinanceWebsocketReader:
         for number, line in file.lines():
             try:
                 self._line(number, line)
-            except _Bad as e:
+            except _LineError as e:
                 if empty and e.alien:
                     reason = f"not a Binance websocket capture (`<receive time> <JSON>` a line): {e.reason}"
                     raise BadFileError(file.path, reason, line=number, field=e.field or None) from e
@@ -258,8 +284,8 @@ class BinanceWebsocketReader:
             for _, number, line in self._unnamed:
                 reason = "unknown_symbol: the snapshot names no symbol, and no other line does"
                 self._reject("orderbooks", number, "symbol", reason, line)
-        yield from self._flush()
         yield from self._rejects
+        yield from self._flush()
 
     def _line(self, number: int, line: bytes) -> None:
         stamp, _, body = line.partition(b" ")
@@ -267,7 +293,7 @@ class BinanceWebsocketReader:
         try:
             message = orjson.loads(body)
         except orjson.JSONDecodeError as e:
-            raise _Bad("", f"bad_json: {e}", alien=True) from e
+            raise _LineError("", f"bad_json: {e}", alien=True) from e
         try:
             if "stream" not in message:
                 self._snapshot(message, number, line)
@@ -276,16 +302,16 @@ class BinanceWebsocketReader:
             route = self._routes.get((stream, data.get("s"))) or self._route(stream, data)
             route[0](route[1], data, number, received, line)
         except KeyError as e:
-            raise _Bad(str(e.args[0]), f"missing_field: {e.args[0]}") from e
+            raise _LineError(str(e.args[0]), f"missing_field: {e.args[0]}") from e
         except (TypeError, AttributeError) as e:
-            raise _Bad("", f"bad_json: not a message of a known form: {e}") from e
+            raise _LineError("", f"bad_json: not a message of a known form: {e}") from e
 
     def _route(self, stream: str, data: Json) -> tuple[Handler, _Feed]:
         """Handler and feed of a stream and symbol, from their first message in the file."""
         channel = stream.partition("@")[2].partition("@")[0] or stream.removeprefix("!")
         handler = self._handlers.get(channel)
         if handler is None:
-            raise _Bad("stream", f"unknown_stream: {stream}")
+            raise _LineError("stream", f"unknown_stream: {stream}")
         symbol = data["s"]
         feed = self._feed(self._market_type or _market_type(channel, symbol, data), symbol)
         route = self._routes[stream, symbol] = handler, feed
@@ -318,10 +344,10 @@ class BinanceWebsocketReader:
 
     def _snapshot(self, data: Json, number: int, line: bytes) -> None:
         if "lastUpdateId" not in data:
-            raise _Bad("stream", "unknown_stream: neither a stream's message nor a depth snapshot", alien=True)
+            raise _LineError("stream", "unknown_stream: neither a stream's message nor a depth snapshot", alien=True)
         _id(data, "lastUpdateId")
         if not isinstance(data["bids"], list) or not isinstance(data["asks"], list):
-            raise _Bad("bids,asks", "bad_json: bids and asks must be lists")
+            raise _LineError("bids,asks", "bad_json: bids and asks must be lists")
         symbol = data.get("symbol")
         if symbol is not None:
             market_type = self._market_type or _market_type("snapshot", symbol, data)
@@ -344,13 +370,13 @@ class BinanceWebsocketReader:
         feed.kinds.add("trades")
         kind = data.get("X", "MARKET")
         if kind != "MARKET":
-            raise _Bad("X", f"not_a_trade: X={kind}")
+            raise _LineError("X", f"not_a_trade: X={kind}")
         maker = data["m"]
         if type(maker) is not bool:
-            raise _Bad("m", f"bad_json: m is {maker!r}, not true or false")
+            raise _LineError("m", f"bad_json: m is {maker!r}, not true or false")
         trade_id, time = str(_id(data, "t")), _time(data, "T")
         price, quantity = _positive(data, "p", "price"), _positive(data, "q", "quantity")
-        self._trades.append((feed, time, received, number, trade_id, price, quantity, maker))
+        self._trades.append((*feed.name, time, received, number, trade_id, price, quantity, maker))
 
     def _depth(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
         time, update_id = _time(data, "E"), _id(data, "u")
@@ -363,25 +389,30 @@ class BinanceWebsocketReader:
             best = replay.diff(previous, update_id, time, data["b"], data["a"])
         except ValueError as e:
             in_sequence = not str(e).startswith(("sequence_gap", "stale_update"))
-            raise _Bad("b,a" if in_sequence else follows, str(e)) from e
+            raise _LineError("b,a" if in_sequence else follows, str(e)) from e
         if best is None or (best == feed.last_best and time // GRID <= feed.last_time // GRID):
             return
         feed.last_best, feed.last_time = best, time
-        top = replay.book.top(DEPTH)
-        self._books.append((feed, time, received, number, update_id, best.bid_level, best.ask_level, *top))
+        ask = best.ask if best.ask_level else 0
+        quantities = [_quantity(level.split('"')[3], "b,a") if level else "0" for level in best[2:]]
+        row = (*feed.name, time, received, number, update_id, best.bid, ask, *quantities)
+        self._books.append(row + replay.book.top(DEPTH))
 
     def _book_ticker(self, feed: _Feed, data: Json, number: int, received: int, line: bytes) -> None:
-        update_id, quote = _id(data, "u"), (data["b"], data["B"], data["a"], data["A"])
+        update_id, prices = _id(data, "u"), feed.replay.prices
+        bid, bid_level, bid_quantity = _ticker_side(data, prices, "b", "B")
+        ask, ask_level, ask_quantity = _ticker_side(data, prices, "a", "A")
+        if bid >= ask > 0:
+            raise _LineError("b,a", f"crossed_book: bid {bid_level} is not below ask {ask_level}")
         time = _time(data, "E") if "E" in data else 0
         feed.event_time = max(feed.event_time, time)
         try:
-            feed.replay.ticker(update_id, feed.event_time, quote)
+            feed.replay.ticker(update_id, feed.event_time, bid_level, ask_level)
         except ValueError as e:
             self._reject("orderbooks", number, "u", str(e), line)
         if time:
-            bid, ask = level_text(*quote[:2]), level_text(*quote[2:])
-            top = f"[{bid}]", int(bid != ""), f"[{ask}]", int(ask != "")
-            self._tickers.append((feed, time, received, number, update_id, bid, ask, *top))
+            row = (*feed.name, time, received, number, update_id, bid, ask, bid_quantity, ask_quantity)
+            self._tickers.append((*row, f"[{bid_level}]", int(bid > 0), f"[{ask_level}]", int(ask > 0)))
         else:
             self._spot_tickers += 1
 
@@ -390,7 +421,7 @@ class BinanceWebsocketReader:
         feed.event_time = max(feed.event_time, time)
         index = _e8(data, "i") if "i" in data else 0  # COIN-M sends the index price in another stream
         rates = _e8(data, "r"), _e8(data, "p"), index, _time(data, "T")
-        self._funding.append((feed, time, received, number, *rates))
+        self._funding.append((*feed.name, time, received, number, *rates))
 
     def _reject(self, kind: Kind, number: int, field: str, reason: str, line: bytes) -> None:
         raw = line[:RAW_CHARS].decode(errors="replace")
@@ -407,11 +438,13 @@ class BinanceWebsocketReader:
                 "quantity": np.array(quantities, dtype=np.int64),
                 "side": np.where(is_maker == 1, "sell", "buy").astype(object),
                 "is_maker": is_maker,
-                "trade_time": np.array(head[1], dtype=np.int64),
+                "trade_time": np.array(head[2], dtype=np.int64),
             }
             yield self._batch("trades", self.data_source, head, columns)
-        for rows, data_source in ((self._books, self.data_source), (self._tickers, f"{self.data_source}_bookticker")):
-            yield from self._book_batch(rows, data_source)
+        if self._books:
+            yield self._book_batch(self._books, self.data_source)
+        if self._tickers:
+            yield self._book_batch(self._tickers, f"{self.data_source}_bookticker")
         if self._funding:
             *head, rates, marks, indices, settlements = zip(*self._funding, strict=True)
             columns = {
@@ -428,48 +461,41 @@ class BinanceWebsocketReader:
     def _batch(
         self, kind: Kind, data_source: str, head: Sequence[Sequence[Any]], columns: dict[str, npt.NDArray[np.generic]]
     ) -> Batch:
-        """`head`: the rows' feeds, times, receive times and line numbers."""
-        feeds, times, received, numbers = head
+        """`head`: the rows' market types, symbols, times, receive times and line numbers."""
+        market_types, symbols, times, received, numbers = head
         common: dict[str, npt.NDArray[np.generic]] = {
-            "exchange": np.full(len(feeds), EXCHANGE, dtype=object),
-            "market_type": _objects([feed.market_type for feed in feeds]),
-            "symbol": _objects([feed.symbol for feed in feeds]),
+            "exchange": np.full(len(times), EXCHANGE, dtype=object),
+            "market_type": _objects(market_types),
+            "symbol": _objects(symbols),
             "timestamp": np.array(times, dtype=np.int64),
             "received_at": np.array(received, dtype=np.int64),
-            "data_source": np.full(len(feeds), data_source, dtype=object),
+            "data_source": np.full(len(times), data_source, dtype=object),
         }
         return Batch(kind, common | columns, self._path, np.array(numbers, dtype=np.int64))
 
-    def _book_batch(self, rows: list[Row], data_source: str) -> Iterator[Item]:
-        try:
-            best = _best_columns(rows)
-        except ValueError:
-            good = []
-            for row in rows:
-                try:
-                    _best_columns([row])
-                    good.append(row)
-                except ValueError as e:
-                    self._reject("orderbooks", row[3], "best", str(e), f"{row[5]} {row[6]}".encode())
-            rows, best = good, _best_columns(good)
-        if not rows:
-            return
-        *head, update_ids, _, _, bids, bids_count, asks, asks_count = zip(*rows, strict=True)
+    def _book_batch(self, rows: list[Row], data_source: str) -> Batch:
+        *head, update_ids, bid, ask, bid_quantity, ask_quantity, bids, bids_count, asks, asks_count = zip(
+            *rows, strict=True
+        )
         columns: dict[str, npt.NDArray[np.generic]] = {
             "last_update_id": np.array(update_ids, dtype=np.uint64),
             "bids_count": np.array(bids_count, dtype=np.uint64),
             "asks_count": np.array(asks_count, dtype=np.uint64),
+            "best_bid_price": np.array(bid, dtype=np.int64),
+            "best_ask_price": np.array(ask, dtype=np.int64),
+            "best_bid_quantity": to_e8(bid_quantity),
+            "best_ask_quantity": to_e8(ask_quantity),
             "bids": _objects(bids),
             "asks": _objects(asks),
         }
-        yield self._batch("orderbooks", data_source, head, columns | best)
+        return self._batch("orderbooks", data_source, head, columns)
 
     def _summary(self) -> Iterator[Item]:
         """Watermarks and notes, after the last file."""
         for feed in self._feeds.values():
             for kind in sorted(feed.kinds):
-                yield Watermark(kind, EXCHANGE, feed.market_type, feed.symbol, feed.event_time)
-        replays = [(f"{feed.market_type} {feed.symbol}", feed.replay) for feed in self._feeds.values()]
+                yield Watermark(kind, EXCHANGE, *feed.name, feed.event_time)
+        replays = [(" ".join(feed.name), feed.replay) for feed in self._feeds.values()]
         compared = sum(replay.compared for _, replay in replays)
         if compared:
             agreed = sum(replay.agreed for _, replay in replays)
@@ -500,25 +526,3 @@ def _kind(line: bytes) -> Kind:
 def _objects(values: Sequence[object]) -> npt.NDArray[np.generic]:
     return np.array(values, dtype=object)
 
-
-def _best_columns(rows: Sequence[Row]) -> dict[str, npt.NDArray[np.generic]]:
-    """The best levels of book rows as exact numbers, 0 where a side is empty.
-
-    Raises:
-        ValueError: one is not exact in Decimal(18, 8), is not above zero, or the two sides meet.
-    """
-    columns: dict[str, npt.NDArray[np.int64]] = {}
-    for side, place in (("bid", 5), ("ask", 6)):
-        levels = [row[place].split('"') for row in rows]
-        present = np.array([len(level) > 1 for level in levels], dtype=bool)
-        for name, part in (("price", 1), ("quantity", 3)):
-            texts = [level[part] if len(level) > 1 else "0" for level in levels]
-            # One text at a time says which one, and why.
-            values = to_e8(texts) if len(texts) > 1 else np.array([one_to_e8(t) for t in texts], dtype=np.int64)
-            if (values[present] <= 0).any():
-                raise ValueError(f"bad_number: a best {side} {name} is not above zero")
-            columns[f"best_{side}_{name}"] = values
-    bid, ask = columns["best_bid_price"], columns["best_ask_price"]
-    if ((bid > 0) & (ask > 0) & (bid >= ask)).any():
-        raise ValueError("crossed_book: the bid is not below the ask")
-    return dict(columns)

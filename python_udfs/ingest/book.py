@@ -39,18 +39,11 @@ MATCH_WINDOW: Final = 32_768  # bookTickers and states kept, for the partner of 
 SNAPSHOT_LIMITS: Final = frozenset({5, 10, 20, 50, 100, 500, 1000, 5000})  # that the depth endpoint accepts
 
 Levels = Iterable[Sequence[str]]
-Quote = tuple[str, str, str, str]  # bid price, bid quantity, ask price, ask quantity
 
 
 def plain(text: str) -> str:
     """A plain decimal text without trailing zeros: '0.0100' -> '0.01', '5.000' -> '5'."""
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def level_text(price: str, quantity: str) -> str:
-    """A level as JSON text; '' when its quantity is 0."""
-    amount = plain(quantity)
-    return "" if amount == "0" else f'["{plain(price)}","{amount}"]'
 
 
 class PriceKeys(dict[str, tuple[int, str]]):
@@ -99,9 +92,9 @@ class _Side:
             if 0.0 < amount < QUANTITY_LIMIT:
                 if key not in levels:
                     insort(order, key)
-                if "." in quantity:  # `plain`, but a call for each level costs too much here
-                    quantity = quantity.rstrip("0").rstrip(".")
-                levels[key] = f'{head}{quantity}"]'
+                # `plain`, written out: a call for each level costs too much here.
+                text = quantity.rstrip("0").rstrip(".") if "." in quantity else quantity
+                levels[key] = f'{head}{text}"]'
             elif amount == 0.0:
                 if levels.pop(key, None) is not None:
                     del order[bisect_left(order, key)]
@@ -193,6 +186,7 @@ class Replay:
 
     Attributes:
         book: the levels after the last diff.
+        prices: what is known of the symbol's price texts.
         agreed, compared: of the update ids that a diff and a bookTicker both name, how many have an equal best.
         withheld: states that were not vouched for.
         restarts: times the book was begun from a diff alone, the start of the stream included.
@@ -201,11 +195,11 @@ class Replay:
 
     def __init__(self) -> None:
         self.agreed = self.compared = self.withheld = self.restarts = self.anchored = 0
-        self._prices = PriceKeys()
+        self.prices = PriceKeys()
         self._last_id: int | None = None
         self._recent: deque[_Diff] = deque(maxlen=RECENT)
         self._pending: _Snapshot | None = None
-        self._tickers: dict[int, Quote] = {}
+        self._tickers: dict[int, tuple[str, str]] = {}
         self._states: dict[int, _State] = {}
         self._epoch = 0
         self._restart(0)
@@ -216,7 +210,7 @@ class Replay:
         self._restart(time)
 
     def _restart(self, time: int) -> None:
-        self.book = Book(self._prices)
+        self.book = Book(self.prices)
         self._epoch += 1
         self._settled_at = time + SETTLE
         self._low, self._high = NO_ASK, NO_BID  # the empty interval
@@ -227,7 +221,7 @@ class Replay:
         Raises:
             ValueError: `bad_number`, or `sequence_gap` when it is older than all diffs that are kept. The book stays.
         """
-        book = Book(self._prices, bids, asks)
+        book = Book(self.prices, bids, asks)
         low, high = book.range()
         self._pending = _Snapshot(
             last_id,
@@ -285,7 +279,7 @@ class Replay:
         best = self.book.best()
         if best.bid >= best.ask:
             raise ValueError(f"crossed_book: bid {best.bid_level} is not below ask {best.ask_level}")
-        if best.ask - best.bid == self._prices.tick and len(self._prices) >= MIN_PRICES:
+        if best.ask - best.bid == self.prices.tick and len(self.prices) >= MIN_PRICES:
             self._know(best)
         self._compare(update_id, time, best)
         if self._proven(best) and time >= self._settled_at:
@@ -293,34 +287,33 @@ class Replay:
         self.withheld += 1
         return None
 
-    def ticker(self, update_id: int, time: int, quote: Quote) -> None:
-        """Check against a bookTicker's decimal texts, before or after the diff of the same id.
+    def ticker(self, update_id: int, time: int, bid_level: str, ask_level: str) -> None:
+        """Check against a bookTicker (levels as JSON texts, '' for none), before or after the diff of the same id.
 
         Raises:
             ValueError: `replay_mismatch`: a state that was vouched for is wrong. The book is thrown away.
         """
         if update_id in self._tickers:
             return
-        self._tickers[update_id] = quote
+        ticker = self._tickers[update_id] = bid_level, ask_level
         _trim(self._tickers)
         state = self._states.get(update_id)
         if state is not None:
-            self._judge(update_id, time, state, quote)
+            self._judge(update_id, time, state, ticker)
 
     def _compare(self, update_id: int, time: int, best: Best) -> None:
         proven = self._proven(best)
         state = _State(best, proven, proven and time >= self._settled_at, self._epoch)
         self._states[update_id] = state
         _trim(self._states)
-        quote = self._tickers.get(update_id)
-        if quote is not None:
-            self._judge(update_id, time, state, quote)
+        ticker = self._tickers.get(update_id)
+        if ticker is not None:
+            self._judge(update_id, time, state, ticker)
 
-    def _judge(self, update_id: int, time: int, state: _State, quote: Quote) -> None:
+    def _judge(self, update_id: int, time: int, state: _State, ticker: tuple[str, str]) -> None:
         best = state.best
-        bid, ask = level_text(*quote[:2]), level_text(*quote[2:])
         self.compared += 1
-        if bid == best.bid_level and ask == best.ask_level:
+        if ticker == (best.bid_level, best.ask_level):
             self.agreed += 1
             if state.epoch == self._epoch:
                 self._know(best)
@@ -330,7 +323,7 @@ class Replay:
         if state.vouched:
             raise ValueError(
                 f"replay_mismatch: at update {update_id} the replay has {best.bid_level} {best.ask_level}, "
-                f"bookTicker {bid} {ask}"
+                f"bookTicker {ticker[0]} {ticker[1]}"
             )
 
     def _know(self, best: Best) -> None:

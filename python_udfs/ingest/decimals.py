@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation, Overflow
+from decimal import Context, Decimal, InvalidOperation, Overflow
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,7 @@ SCALE: Final = 8
 ONE: Final = 10**SCALE
 # Decimal(18, 8): the raw tables' type. Beyond it a value is out of range, not rounded.
 LIMIT: Final = 10**18 - 1
+_EXACT: Final = Context(prec=200)  # the default of 28 digits would round a long text in silence
 
 
 def to_e8(texts: Sequence[str] | pa.Array) -> npt.NDArray[np.int64]:
@@ -43,7 +44,7 @@ def one_to_e8(text: str) -> int:
         ValueError: with the reason, in words fit for a quarantine row.
     """
     try:
-        scaled = Decimal(text).scaleb(SCALE)
+        scaled = Decimal(text).scaleb(SCALE, _EXACT)
     except Overflow as e:
         raise ValueError(f"out_of_range: {text} does not fit Decimal(18,8)") from e
     except InvalidOperation as e:

@@ -13,7 +13,7 @@ What the files do not say themselves:
 * Binance funding: percent per 8 hours, with 0 to 30 ms of jitter around the settlement. The stamp is kept,
   `funding_time` is the whole second.
 * Deribit DVOL: a day's value is stamped with the day's start and known at its end; the lag is in
-  `seeds/source_availability.csv`. It has no maturity: `maturity_date` is the date of the stamp.
+  `seeds/source_availability.csv`. `maturity_date`: the index looks 30 days ahead.
 * Bybit: side Buy means that a long was liquidated, so the liquidation order sells.
 
 Rates with further digits are rounded to eight decimals, half to even. A record of a JSON array is named by
@@ -413,7 +413,7 @@ def _volatility(coin: str, rows: Rows) -> Columns:
         "timestamp": stamp,
         "index_value": rows.positive("value"),
         "underlying_asset": coin,
-        "maturity_date": stamp.astype("datetime64[us]").astype("datetime64[D]"),
+        "maturity_date": stamp.astype("datetime64[us]").astype("datetime64[D]") + np.timedelta64(30, "D"),
     }
 
 

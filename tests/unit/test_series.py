@@ -119,7 +119,7 @@ def test_recorded_dvol_keeps_the_stamp_of_the_day_start(recorded: Path) -> None:
     assert micros("2025-11-11T00:00:00") not in at
     assert set(columns["symbol"]) == {"BTC-DVOL"}
     assert set(columns["underlying_asset"]) == {"BTC"}
-    assert str(columns["maturity_date"][0]) == "2022-11-06"
+    assert str(columns["maturity_date"][0]) == "2022-12-06"
 
 
 def test_recorded_instruments_are_in_the_seed(recorded: Path) -> None:

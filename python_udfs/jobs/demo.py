@@ -1,0 +1,91 @@
+"""`make demo`: market data in; buckets, features, labels, a trained baseline, scores and a report out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from python_udfs import db
+from python_udfs.errors import UserError
+from python_udfs.settings import REPOSITORY, settings
+
+console = Console()
+# Recordings are minutes long: buckets of a few seconds give enough rows to train on. The generated market is hours long.
+RECORDED_CLOCK = '{"t_target_s": 2, "t_max_s": 4}'
+
+
+def _run(*command: str) -> None:
+    """One command of the project, as a user would type it; its output is the user's."""
+    console.print(f"[dim]$ {' '.join(command)}[/]", soft_wrap=True)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:]], cwd=REPOSITORY, check=False
+    )
+    if done.returncode:
+        raise UserError(f"`{' '.join(command)}` failed (exit {done.returncode}); see its message above")
+
+
+def _counts() -> Table:
+    """What is in the store now."""
+    layers = settings()
+    wanted = {
+        "trades": ("hot", "trades"),
+        "book states": ("hot", "orderbooks"),
+        "quarantined lines": ("hot", "quarantine"),
+        "buckets": ("features", "unified_buckets"),
+        "feature rows": ("features", "feature_vector_v1"),
+        "training rows": ("features", "training_set"),
+        "predictions": ("serving", "predictions"),
+    }
+    table = Table(title="the store now")
+    table.add_column("what")
+    table.add_column("rows", justify="right")
+    table.add_column("query it")
+    with db.connect() as c:
+        for what, (layer, name) in wanted.items():
+            full = f"{layers.database(layer)}.{name}"  # type: ignore[arg-type]
+            table.add_row(what, f"{c.execute(f'select count() from {full}')[0][0]:,}", f"select * from {full}")
+    return table
+
+
+def demo_command(
+    data: Annotated[
+        Path | None, typer.Option(help="A folder or file of recorded market data; none: a generated market.")
+    ] = None,
+    minutes: Annotated[int, typer.Option(help="Length of the generated market.", min=20)] = 150,
+) -> None:
+    """The whole product once: ingest, build, train, score, report. Running it again changes nothing but the scores."""
+    if data is not None and not data.exists():
+        raise UserError(f"{data} is not there; without DATA the demo generates a market")
+    began = time.monotonic()
+    layers = settings()
+    steps: list[tuple[str, Callable[[], None]]] = []
+
+    def step(name: str, *command: str) -> None:
+        steps.append((name, lambda: _run(*command)))
+
+    clock: tuple[str, ...] = ()
+    if data is None:
+        folder = layers.data_dir / "generated" / f"demo-{minutes}m"
+        step("generate", "marketprism", "ingest", "generate", "--out", str(folder), "--minutes", str(minutes))
+        step("ingest", "marketprism", "ingest", "files", str(folder))
+    else:
+        clock = ("--vars", RECORDED_CLOCK)
+        step("ingest", "marketprism", "ingest", "files", str(data))
+    step("build", "dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", *clock)
+    step("train", "marketprism", "train")
+    step("score", "marketprism", "score", "--as-of", "latest")
+    step("report", "marketprism", "report")
+    for number, (name, action) in enumerate(steps, 1):
+        console.rule(f"[bold]{number}/{len(steps)} {name}", align="left")
+        action()
+    console.print(_counts())
+    console.print(f"done in {time.monotonic() - began:.0f} s; the report is {layers.data_dir / 'report.html'}")
+    console.print(f"ClickHouse: native {layers.host}:{layers.port}, http://{layers.host}:{layers.http_port}/play")
