@@ -1,26 +1,27 @@
 """Recorded Binance websocket captures: trades, books replayed from L2 diffs, bookTicker, funding.
 
-A capture is text, gzip or plain: `<receive time> <JSON>` a line, the time in ms, µs or ns since the epoch (13, 16
-or 19 digits), the JSON a combined-stream message `{"stream": …, "data": …}` or a REST depth snapshot. Blank lines
-are skipped. The files of one capture are read in the order given and the books go on across them.
+A capture is text, gzip or plain: `<receive time> <JSON>` a line, the time in ms, µs or ns since the epoch (13,
+16 or 19 digits), the JSON a combined-stream message `{"stream": …, "data": …}` or a REST depth snapshot. Blank
+lines are skipped. The files of one capture are read in the order given, and the books go on across them.
 
 What becomes of each stream (times of the exchange are ms, or µs where the recorder asked for them):
 
 * `@trade` -> trades. Futures prints with `X` other than MARKET are no order-book trades: rejected.
-* `@depth…` (diffs) and snapshots -> orderbooks, data source `binance_ws`: the best 20 levels a side at event time
-  `E`, at every diff after which the best price or quantity of a side differs from the last row's, and else at the
-  first diff in a later 100 ms interval of `E` (whole multiples of 100 ms since the epoch) than the last row's. Only
-  states that `book.Replay` vouches for become rows; how many were withheld is told in a note.
-* `@bookTicker` -> compared with the replay at equal update ids, in whatever order the two arrive (see
-  `book.MATCH_WINDOW`). Of futures also orderbooks of one level, data source `binance_ws_bookticker`, at `E`. Spot
-  bookTicker has no exchange time: it is not loaded, and its messages are counted in a note.
+* `@depth…` (diffs) and snapshots -> orderbooks, data source `binance_ws`: the best 20 levels a side at event
+  time `E`, at every diff after which the best price or quantity of a side differs from the last row's, and else
+  at the first diff in a later 100 ms interval of `E` (whole multiples of 100 ms since the epoch) than the last
+  row's. Only states that `book.Replay` vouches for become rows; a note tells how many were withheld.
+* `@bookTicker` -> compared with the replay at equal update ids, in whatever order the two arrive (at most
+  `book.MATCH_WINDOW` messages apart). Of futures also orderbooks of one level, data source
+  `binance_ws_bookticker`, at `E`. Spot bookTicker has no exchange time: it is not loaded, a note counts it.
 * `@markPrice…` -> funding_rates: at `E`, the rate predicted for the settlement at `T`.
 
 A snapshot of spot or USD-M names no symbol: it is taken for the one symbol of its file, and rejected where there
 are several. A line of which nothing is known is counted to `trades` in quarantine (a reject must name a kind).
-A watermark is the largest `E` among all messages of a symbol: its streams share one connection.
+A watermark is the largest `E` among all messages of a symbol, as its streams share one connection.
 
-The logs of cryptofeed (`<seconds>: <JSON>`, connections and subscriptions in between) are another format: not read.
+The logs of cryptofeed (`<seconds>: <JSON>`, with connections and subscriptions in between) are another format
+and are not read.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def _positive(data: Json, field: str, name: str) -> int:
     value = _e8(data, field)
     if value > 0:
         return value
-    raise _LineError(field, f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero")
+    raise _LineError(
+        field, f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero"
+    )
 
 
 def _quantity(text: str, field: str) -> str:
@@ -236,7 +239,7 @@ class BinanceWebsocketReader:
         """The items of the capture.
 
         Raises:
-            BadFileError: a file is unreadable, empty, truncated, or does not begin with a line of this format.
+            BadFileError: a file is unreadable, empty, truncated, or begins with no line of this format.
         """
         self._feeds: dict[tuple[str, str], _Feed] = {}
         self._spot_tickers = 0
@@ -344,7 +347,7 @@ class BinanceWebsocketReader:
 
     def _snapshot(self, data: Json, number: int, line: bytes) -> None:
         if "lastUpdateId" not in data:
-            raise _LineError("stream", "unknown_stream: neither a stream's message nor a depth snapshot", alien=True)
+            raise _LineError("stream", "unknown_stream: no stream's message, no depth snapshot", alien=True)
         _id(data, "lastUpdateId")
         if not isinstance(data["bids"], list) or not isinstance(data["asks"], list):
             raise _LineError("bids,asks", "bad_json: bids and asks must be lists")
@@ -459,7 +462,11 @@ class BinanceWebsocketReader:
             collected.clear()
 
     def _batch(
-        self, kind: Kind, data_source: str, head: Sequence[Sequence[Any]], columns: dict[str, npt.NDArray[np.generic]]
+        self,
+        kind: Kind,
+        data_source: str,
+        head: Sequence[Sequence[Any]],
+        columns: dict[str, npt.NDArray[np.generic]],
     ) -> Batch:
         """`head`: the rows' market types, symbols, times, receive times and line numbers."""
         market_types, symbols, times, received, numbers = head
@@ -503,13 +510,13 @@ class BinanceWebsocketReader:
         if self._spot_tickers:
             yield Note(
                 "bookticker_not_loaded",
-                f"{self._spot_tickers} messages of spot bookTicker have no exchange time: used for checking only",
+                f"{self._spot_tickers} messages of spot bookTicker have no exchange time: for checking only",
             )
         unanchored = [name for name, replay in replays if replay.restarts and not replay.anchored]
         if unanchored:
             yield Note(
                 "books_without_snapshot",
-                f"{', '.join(unanchored)}: built from diffs alone; the best level is right, depth may be incomplete",
+                f"{', '.join(unanchored)}: built from diffs alone, so depth may be incomplete",
             )
         withheld = [f"{replay.withheld} of {name}" for name, replay in replays if replay.withheld]
         if withheld:
@@ -525,4 +532,3 @@ def _kind(line: bytes) -> Kind:
 
 def _objects(values: Sequence[object]) -> npt.NDArray[np.generic]:
     return np.array(values, dtype=object)
-

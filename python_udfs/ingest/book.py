@@ -1,21 +1,22 @@
 """An order book kept from Binance snapshots and diffs, and the proof that its best level is right.
 
-Prices are integers times 10**8 (exact); quantities keep the exchange's own decimal text, trailing zeros
-stripped. A level is kept as its JSON text `["61804.7","35"]`, ready to be joined into a row.
+Prices are integers times 10**8 (exact); quantities keep the exchange's own decimal text, trailing zeros stripped.
+A level is kept as its JSON text `["61804.7","35"]`, ready to be joined into a row.
 
 When is the best known to be right? Diffs give absolute quantities, so every level of the book is true, but a
 level that neither the snapshot nor a diff has named is missing. `Replay` therefore keeps one interval of prices
 inside which every level is known, and vouches for a state only while its best bid and ask lie in it:
 
-* a snapshot makes known the prices from its lowest bid to its highest ask (unbounded on a side that holds fewer
-  levels than were asked for: then it is the whole side);
+* a snapshot makes known the prices from its lowest bid to its highest ask (unbounded on a side whose number of
+  levels is none that can be asked for: then it is the whole side);
 * a spread of one tick leaves no room for an unknown level between the two (the tick is the greatest common
   divisor of all prices seen, taken seriously after `MIN_PRICES` of them);
 * a bookTicker of the same update id that agrees says the same.
 
-So a capture without a snapshot, or with a sequence gap, is replayed from diffs alone and vouched for only where it
-can be proven; measured on the recorded sets, such a book is otherwise wrong at about 1 state in 1,000, even minutes
-after its start. It is also left `SETTLE` of event time to fill up; deeper levels may still be incomplete.
+So a capture without a snapshot, or after a sequence gap, is replayed from diffs alone and vouched for only where
+it can be proven. On the recorded sets such a book is otherwise wrong at up to 3 states in 1,000, some of them
+minutes after its start. It is also given `SETTLE` of event time to fill up, for a snapshot mostly follows and
+rows of two or three levels are of little use; deeper levels may be incomplete for longer.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class PriceKeys(dict[str, tuple[int, str]]):
 
 
 class Best(NamedTuple):
-    """The best levels: prices times 10**8 (`NO_BID`, `NO_ASK` where the side is empty) and JSON texts (or '')."""
+    """Prices times 10**8 (`NO_BID`, `NO_ASK` where the side is empty) and levels as JSON texts ('' there)."""
 
     bid: int
     ask: int
@@ -119,7 +120,7 @@ class Book:
         self.apply(bids, asks)
 
     def apply(self, bids: Levels, asks: Levels) -> None:
-        """Set levels of [price text, quantity text] to their quantities; quantity 0 removes one (known or not).
+        """Set levels of [price text, quantity text] to their quantities; 0 removes a level (known or not).
 
         Raises:
             ValueError: a level is malformed; those before it are applied, so the book must be thrown away.
@@ -138,7 +139,7 @@ class Book:
         return Best(bid, -ask, bids.levels.get(bid, ""), asks.levels.get(ask, ""))
 
     def top(self, n: int) -> tuple[str, int, str, int]:
-        """The best n levels a side, best first: (bids JSON, how many, asks JSON, how many)."""
+        """The best n >= 1 levels a side, best first: (bids JSON, how many, asks JSON, how many)."""
         return *self._bids.top(n), *self._asks.top(n)
 
     def range(self) -> tuple[int, int]:
@@ -178,17 +179,20 @@ def _trim(window: dict[int, Any]) -> None:
 class Replay:
     """The book of one symbol along its diff stream: sequence, snapshots, proof, agreement with bookTicker.
 
-    A diff covers the update ids after `previous` up to `update_id`; it must begin where the one before it ended.
-    One that does not is a gap: the book is thrown away and built anew from that diff, unproven as at the start.
-    A snapshot goes under the first diff that covers its id (previous <= lastUpdateId <= update_id), among the last
-    `RECENT` ones too, as it is usually received after them. The catching up shows in the next diff's state: what
-    came before could not have been known then.
+    A diff covers the update ids after `previous` (futures `pu`, spot `U` - 1) up to `update_id`; it must begin
+    where the one before it ended. One that does not is a gap: the book is thrown away and built anew from that
+    diff, unproven as at the start, until a snapshot comes or the levels prove themselves.
+
+    A snapshot goes under the first diff that covers its id (previous <= lastUpdateId <= update_id: `pu` and not
+    `U` for futures, since ids in between belong to other symbols), be it among the last `RECENT` ones, as a
+    snapshot is usually received after it. The first state to show it is the next diff's: what the diffs before
+    would have shown could not have been known at their time.
 
     Attributes:
         book: the levels after the last diff.
         prices: what is known of the symbol's price texts.
-        agreed, compared: of the update ids that a diff and a bookTicker both name, how many have an equal best.
-        withheld: states that were not vouched for.
+        agreed, compared: of the update ids that a diff and a bookTicker both name, how many agree on the best.
+        withheld: states that were not vouched for. (A disagreement of such a state is only counted.)
         restarts: times the book was begun from a diff alone, the start of the stream included.
         anchored: times a snapshot was put under the diffs.
     """
@@ -205,7 +209,7 @@ class Replay:
         self._restart(0)
 
     def distrust(self, time: int) -> None:
-        """Forget all levels and a snapshot still waiting; build anew from the diffs after event time `time` (µs)."""
+        """Forget all levels and a waiting snapshot; build anew from the diffs after event time `time` (µs)."""
         self._pending = None
         self._restart(time)
 
@@ -219,7 +223,8 @@ class Replay:
         """Take a snapshot, for now or for when the diffs reach its id.
 
         Raises:
-            ValueError: `bad_number`, or `sequence_gap` when it is older than all diffs that are kept. The book stays.
+            ValueError: `bad_number`, `out_of_range`, or `sequence_gap` when it is older than the diffs that are
+                kept. The book stays as it is.
         """
         book = Book(self.prices, bids, asks)
         low, high = book.range()
@@ -240,7 +245,7 @@ class Replay:
         first = self._recent[0]
         if first.previous > snapshot.last_id:
             raise ValueError(
-                f"sequence_gap: snapshot {snapshot.last_id} is from before the diffs that follow {first.previous}"
+                f"sequence_gap: snapshot {snapshot.last_id} is older than the diffs, which follow {first.previous}"
             )
         for diff in self._recent:
             if diff.update_id >= snapshot.last_id:
@@ -252,13 +257,13 @@ class Replay:
         return True
 
     def diff(self, previous: int, update_id: int, time: int, bids: Levels, asks: Levels) -> Best | None:
-        """Apply a diff with event time `time` (µs): the best levels after it, or None while they are unproven.
+        """Apply a diff with event time `time` (µs): the best levels after it, or None while unproven.
 
         Raises:
-            ValueError: the diff's state is not to be used, because of `stale_update` (it covers ids that were
-                applied already: ignored), `sequence_gap`, `crossed_book` (the two sides meet), `replay_mismatch`
-                (bookTicker says otherwise: the book is thrown away), `bad_number` or `out_of_range` (the diff is
-                ignored, so the next one is a gap).
+            ValueError: there is no state to be used, because of `stale_update` (the ids were applied already:
+                the diff is ignored), `sequence_gap`, `crossed_book` (the two sides meet), `replay_mismatch`
+                (bookTicker says otherwise: the book is thrown away), `bad_number` or `out_of_range` (the diff
+                is unusable, so the next one is a gap).
         """
         last, diff = self._last_id, _Diff(previous, update_id, bids, asks)
         if last is not None and update_id <= last:
@@ -288,7 +293,7 @@ class Replay:
         return None
 
     def ticker(self, update_id: int, time: int, bid_level: str, ask_level: str) -> None:
-        """Check against a bookTicker (levels as JSON texts, '' for none), before or after the diff of the same id.
+        """Check against a bookTicker (levels as JSON texts, '' for none), before or after the diff of that id.
 
         Raises:
             ValueError: `replay_mismatch`: a state that was vouched for is wrong. The book is thrown away.

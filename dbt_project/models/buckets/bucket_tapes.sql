@@ -1,6 +1,6 @@
 {{ config(**bucket_grain()) }}
 {%- set appends = is_incremental() and not is_ranged() %}
-{%- set chunk = 256 %}
+{%- set chunk = 512 %}
 
 -- The logical clock: one row per closed bucket, with its trades in order as arrays (the tape).
 --
@@ -197,11 +197,11 @@ ranked as (
     from configured
 ),
 
--- (1b) Where the bucket that starts at trade i ends: the next bucket's first trade, the end time (0: the last trade's) and why.
+-- (1b) Where the bucket that starts at trade i ends: the next bucket's first trade, when (0: with its last trade) and why.
 pointed as (
     select
-        * except (t, moments, ends, is_trade),
-        -- next first trade if the mode's own cut comes; n + 2: it does not come in this anchor
+        * except (moments, ends, is_trade),
+        -- the next first trade if the mode's own cut comes; n + 2: it does not come in this anchor
         multiIf(
             mode = 'volume',
             arrayMap(v -> toInt64(v) + 2, before_volume),
@@ -214,22 +214,17 @@ pointed as (
             ),
             arrayMap((e, u, x) -> if(e < x + t_max, toInt64(u) + 1, n + 2), update_end, up_to_update, t)
         ) as after_cut,
+        arrayMap((c, d) -> toUInt32(least(c, d + 1)), after_cut, before_deadline) as next_first,
+        arrayMap((c, d, x) -> multiIf(c <= d + 1, 'cut', x + t_max <= anchor_end, 'time', 'anchor'), after_cut, before_deadline, t) as reasons,
         arrayMap(
-            (c, d, e, x) -> (
-                toUInt32(least(c, d + 1)),
-                multiIf(c <= d + 1, if(mode = 'event', e, toInt64(0)), x + t_max <= anchor_end, x + t_max, anchor_end),
-                toUInt8(multiIf(c <= d + 1, 0, x + t_max <= anchor_end, 1, 2))
-            ),
-            after_cut,
-            before_deadline,
-            update_end,
-            t
-        ) as pointers,
-        -- each bucket uses up at least 1 of this, so that it bounds the number of hops in a chunk
+            (r, e, x) -> multiIf(r = 'time', x + t_max, r = 'anchor', anchor_end, mode = 'event', e, toInt64(0)), reasons, update_end, t
+        ) as fixed_ends,
+        -- every bucket uses up at least 1 of this, so that it bounds the number of hops in a chunk
         arrayMap(
-            (q, wait) -> least(1, wait / t_max + multiIf(mode = 'count', 1 / n_cut, mode = 'event', 1, q / toFloat64(q_cut))),
+            (q, wait, e) -> least(1, wait / t_max + multiIf(mode = 'count', 1 / n_cut, mode = 'event', e != 0, q / toFloat64(q_cut))),
             quantities,
-            arrayPushBack(arrayPopFront(arrayDifference(t)), toInt64(0))
+            arrayPushBack(arrayPopFront(arrayDifference(t)), toInt64(0)),
+            arrayPushBack(arrayPopFront(arrayDifference(update_end)), toInt64(1))
         ) as spent
     from ranked
 ),
@@ -237,29 +232,24 @@ pointed as (
 -- (2) Follow the pointers. A lambda copies the arrays it looks into, so it looks into chunks of {{ chunk }} trades.
 followed as (
     select
-        * except (pointers, spent),
-        arraySplit((x, i) -> (i - 1) % {{ chunk }} = 0, pointers, arrayEnumerate(pointers)) as chunks,
+        * except (next_first, spent),
+        arraySplit((x, i) -> (i - 1) % {{ chunk }} = 0, next_first, position) as chunks,
         arrayMap(
-            s -> least({{ chunk }}, 2 + toUInt32(ceil(arraySum(s)))),
-            arraySplit((x, i) -> (i - 1) % {{ chunk }} = 0, spent, arrayEnumerate(spent))
+            s -> least({{ chunk }}, 2 + toUInt32(ceil(arraySum(s)))), arraySplit((x, i) -> (i - 1) % {{ chunk }} = 0, spent, position)
         ) as hops,
         arrayFold(
-            (state, pointer, hop, passed) -> arrayFold(
-                (s, h) -> if(
-                    s.1 - passed <= length(pointer),
-                    (pointer[s.1 - passed].1, arrayPushBack(s.2, (s.1, pointer[s.1 - passed].2, pointer[s.1 - passed].3))),
-                    s
-                ),
+            (state, next_of, hop, passed) -> arrayFold(
+                (s, h) -> if(s.1 - passed <= length(next_of), (next_of[s.1 - passed], arrayPushBack(s.2, s.1)), s),
                 range(hop),
                 state
             ),
             chunks,
             hops,
             arrayMap(i -> toUInt32((i - 1) * {{ chunk }}), arrayEnumerate(chunks)),
-            (toUInt32(1), cast([], 'Array(Tuple(UInt32, Int64, UInt8))'))
-        ) as walk,
-        walk.2 as path,
-        {{ count_below('path.1', 'arrayMap(i -> toUInt32(i + 1), arrayEnumerate(tape))') }} as bucket_of_trade
+            (toUInt32(1), emptyArrayUInt32())
+        ).2 as firsts,
+        {{ count_below('firsts', 'arrayMap(i -> toUInt32(i + 1), position)') }} as bucket_of_trade,
+        arrayPopFront(arrayDifference(arrayPushFront(bucket_of_trade, 0))) as is_first
     from pointed
 ),
 
@@ -272,16 +262,17 @@ cut as (
         mode,
         q_bucket,
         anchor_end,
-        first_sequence + number_ - 1 as sequence,
-        number_ = length(path) as is_last,
-        bucket.2 as fixed_end,
-        bucket.3 as cut_reason,
+        first_sequence + number - 1 as sequence,
+        number = length(firsts) as is_last,
+        fixed_end,
+        reason,
         trades
     from followed
     array join
-        path as bucket,
-        arrayEnumerate(path) as number_,
-        arraySplit((x, b) -> b > 0, tape, arrayDifference(bucket_of_trade)) as trades
+        arrayEnumerate(firsts) as number,
+        arrayFilter((e, f) -> f = 1, fixed_ends, is_first) as fixed_end,
+        arrayFilter((r, f) -> f = 1, reasons, is_first) as reason,
+        arraySplit((x, f) -> f = 1, tape, is_first) as trades
 )
 
 select
@@ -294,7 +285,7 @@ select
     toUInt32(c.sequence) as sequence,
     fromUnixTimestamp64Micro(c.trades[1].1, 'UTC') as bucket_ts_start,
     fromUnixTimestamp64Micro(if(c.fixed_end = 0, c.trades[-1].1, c.fixed_end), 'UTC') as bucket_ts_end,
-    toLowCardinality(multiIf(c.cut_reason = 0, toString(c.mode), c.cut_reason = 1, 'time', 'anchor')) as cut_trigger,
+    toLowCardinality(if(c.reason = 'cut', toString(c.mode), c.reason)) as cut_trigger,
     toUInt32(length(c.trades)) as trade_count,
     arraySum(c.trades.5) as volume,
     c.q_bucket as q_bucket,
