@@ -1,23 +1,23 @@
 """Recorded Binance websocket captures: trades, books replayed from L2 diffs, bookTicker, funding.
 
-A capture is text, gzip or plain: `<receive time> <JSON>` a line, the time in ms, µs or ns since the epoch (13,
-16 or 19 digits), the JSON a combined-stream message `{"stream": …, "data": …}` or a REST depth snapshot. Blank
-lines are skipped. The files of one capture are read in the order given, and the books go on across them.
+A capture is text, gzip or plain: `<receive time> <JSON>` a line, the time in ms, µs or ns since the epoch
+(13, 16 or 19 digits), the JSON a combined-stream message `{"stream": …, "data": …}` or a REST depth snapshot.
+Blank lines are skipped. The files of one capture are read in the order given, the books go on across them.
 
 What becomes of each stream (times of the exchange are ms, or µs where the recorder asked for them):
 
 * `@trade` -> trades. Futures prints with `X` other than MARKET are no order-book trades: rejected.
 * `@depth…` (diffs) and snapshots -> orderbooks, data source `binance_ws`: the best 20 levels a side at event
-  time `E`, at every diff after which the best price or quantity of a side differs from the last row's, and else
-  at the first diff in a later 100 ms interval of `E` (whole multiples of 100 ms since the epoch) than the last
-  row's. Only states that `book.Replay` vouches for become rows; a note tells how many were withheld.
+  time `E`, at every diff after which the best price or quantity of a side differs from the last row's, and
+  else at the first diff in a later 100 ms interval of `E` (whole multiples of 100 ms since the epoch) than
+  the last row's. Only states that `book.Replay` vouches for become rows; a note tells how many were withheld.
 * `@bookTicker` -> compared with the replay at equal update ids, in whatever order the two arrive (at most
   `book.MATCH_WINDOW` messages apart). Of futures also orderbooks of one level, data source
   `binance_ws_bookticker`, at `E`. Spot bookTicker has no exchange time: it is not loaded, a note counts it.
 * `@markPrice…` -> funding_rates: at `E`, the rate predicted for the settlement at `T`.
 
-A snapshot of spot or USD-M names no symbol: it is taken for the one symbol of its file, and rejected where there
-are several. A line of which nothing is known is counted to `trades` in quarantine (a reject must name a kind).
+A snapshot of spot or USD-M names no symbol: it is taken for the one symbol of its file, and rejected where
+there are several. A line of which nothing is known counts to `trades` in quarantine (a reject names a kind).
 A watermark is the largest `E` among all messages of a symbol, as its streams share one connection.
 
 The logs of cryptofeed (`<seconds>: <JSON>`, with connections and subscriptions in between) are another format
@@ -54,7 +54,7 @@ from python_udfs.ingest.records import (
 DEPTH: Final = 20
 GRID: Final = 100_000  # µs
 CHUNK_ROWS: Final = 20_000  # rows of one kind in a batch: a book row is about 1 KB of text
-PROGRESS_LINES: Final = 4_096
+CHECK_LINES: Final = 1_024  # after so many lines: progress, and a batch if there is enough for one
 RAW_CHARS: Final = 500
 
 EXCHANGE: Final = "binance"
@@ -117,9 +117,8 @@ def _positive(data: Json, field: str, name: str) -> int:
     value = _e8(data, field)
     if value > 0:
         return value
-    raise _LineError(
-        field, f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero"
-    )
+    reason = f"zero_{name}: 0" if value == 0 else f"bad_number: {name} {data[field]} is below zero"
+    raise _LineError(field, reason)
 
 
 def _quantity(text: str, field: str) -> str:
@@ -133,7 +132,7 @@ def _quantity(text: str, field: str) -> str:
 
 
 def _ticker_side(data: Json, prices: PriceKeys, price: str, quantity: str) -> tuple[int, str, str]:
-    """One side of a bookTicker: price times 10**8, level as JSON text, quantity; 0, '', '0' where it is empty."""
+    """One side of a bookTicker: price times 10**8, level as JSON text, quantity; 0, '', '0' if empty."""
     amount = plain(_quantity(_text(data, quantity), quantity))
     if amount == "0":
         return 0, "", amount
@@ -258,35 +257,35 @@ class BinanceWebsocketReader:
         self._path = file.path
         self._routes: dict[tuple[str, str], tuple[Handler, _Feed]] = {}
         self._file_feeds: list[_Feed] = []
-        self._unnamed: list[tuple[Json, int, bytes]] = []  # snapshots that name no symbol
+        # Snapshots that name no symbol: held until there is one, then assumed to be its.
+        self._held: list[tuple[Json, int, bytes]] = []
+        self._assumed: list[tuple[int, bytes]] = []
         self._trades: list[Row] = []
         self._books: list[Row] = []
         self._tickers: list[Row] = []
         self._funding: list[Row] = []
         self._rejects: list[Reject] = []
-        empty = True
-        for number, line in file.lines():
+        count = 0
+        for count, (number, line) in enumerate(file.lines(), 1):
             try:
                 self._line(number, line)
             except _LineError as e:
-                if empty and e.alien:
+                if count == 1 and e.alien:
                     reason = f"not a Binance websocket capture (`<receive time> <JSON>` a line): {e.reason}"
                     raise BadFileError(file.path, reason, line=number, field=e.field or None) from e
                 self._reject(_kind(line), number, e.field, e.reason, line)
-            empty = False
             if self._rejects:
                 yield from self._rejects
                 self._rejects.clear()
-            if max(len(self._trades), len(self._books), len(self._tickers)) >= CHUNK_ROWS:
-                yield from self._flush()
-            if number % PROGRESS_LINES == 0:
+            if count % CHECK_LINES == 0:
+                rows = max(map(len, (self._trades, self._books, self._tickers, self._funding)))
+                if rows >= CHUNK_ROWS:
+                    yield from self._flush()
                 yield Progress(before + file.done())
-        if empty:
+        if count == 0:
             raise BadFileError(file.path, "empty: there is no line in it")
-        if not self._file_feeds:
-            for _, number, line in self._unnamed:
-                reason = "unknown_symbol: the snapshot names no symbol, and no other line does"
-                self._reject("orderbooks", number, "symbol", reason, line)
+        for _, number, line in self._held:
+            self._reject_unnamed(number, line, "no other line does")
         yield from self._rejects
         yield from self._flush()
 
@@ -297,6 +296,8 @@ class BinanceWebsocketReader:
             message = orjson.loads(body)
         except orjson.JSONDecodeError as e:
             raise _LineError("", f"bad_json: {e}", alien=True) from e
+        if type(message) is not dict:
+            raise _LineError("", "bad_json: not an object", alien=True)
         try:
             if "stream" not in message:
                 self._snapshot(message, number, line)
@@ -315,7 +316,7 @@ class BinanceWebsocketReader:
         handler = self._handlers.get(channel)
         if handler is None:
             raise _LineError("stream", f"unknown_stream: {stream}")
-        symbol = data["s"]
+        symbol = _text(data, "s")
         feed = self._feed(self._market_type or _market_type(channel, symbol, data), symbol)
         route = self._routes[stream, symbol] = handler, feed
         return route
@@ -326,23 +327,27 @@ class BinanceWebsocketReader:
             feed = self._feeds[market_type, symbol] = _Feed(market_type, symbol)
         if feed not in self._file_feeds:
             self._file_feeds.append(feed)
-            self._name_snapshots()
+            self._attribute(self._file_feeds[0])
         return feed
 
-    def _name_snapshots(self) -> None:
-        """The file has one symbol more: give it the snapshots that name none, or take them back."""
-        first, several = self._file_feeds[0], len(self._file_feeds) > 1
-        for data, number, line in self._unnamed:
-            if several:
-                first.replay.distrust(first.event_time)
-                self._reject_unnamed(number, line)
-            else:
-                self._apply_snapshot(first, data, number, line)
-        if several:
-            self._unnamed.clear()
+    def _attribute(self, first: _Feed) -> None:
+        """The file has one symbol more: give the first what was held, or take back what was assumed."""
+        if len(self._file_feeds) == 1:
+            for data, number, line in self._held:
+                self._assume(first, data, number, line)
+            self._held.clear()
+        elif self._assumed:
+            first.replay.distrust(first.event_time)
+            for number, line in self._assumed:
+                self._reject_unnamed(number, line, "the file has several")
+            self._assumed.clear()
 
-    def _reject_unnamed(self, number: int, line: bytes) -> None:
-        reason = "unknown_symbol: the snapshot names no symbol, and the file has several"
+    def _assume(self, feed: _Feed, data: Json, number: int, line: bytes) -> None:
+        self._assumed.append((number, line[:RAW_CHARS]))
+        self._apply_snapshot(feed, data, number, line)
+
+    def _reject_unnamed(self, number: int, line: bytes, but: str) -> None:
+        reason = f"unknown_symbol: the snapshot names no symbol, and {but}"
         self._reject("orderbooks", number, "symbol", reason, line)
 
     def _snapshot(self, data: Json, number: int, line: bytes) -> None:
@@ -351,16 +356,16 @@ class BinanceWebsocketReader:
         _id(data, "lastUpdateId")
         if not isinstance(data["bids"], list) or not isinstance(data["asks"], list):
             raise _LineError("bids,asks", "bad_json: bids and asks must be lists")
-        symbol = data.get("symbol")
-        if symbol is not None:
+        if "symbol" in data:
+            symbol = _text(data, "symbol")
             market_type = self._market_type or _market_type("snapshot", symbol, data)
             self._apply_snapshot(self._feed(market_type, symbol), data, number, line)
-        elif len(self._file_feeds) > 1:
-            self._reject_unnamed(number, line)
+        elif not self._file_feeds:
+            self._held.append((data, number, line))
+        elif len(self._file_feeds) == 1:
+            self._assume(self._file_feeds[0], data, number, line)
         else:
-            if self._file_feeds:
-                self._apply_snapshot(self._file_feeds[0], data, number, line)
-            self._unnamed.append((data, number, line[:RAW_CHARS]))
+            self._reject_unnamed(number, line, "the file has several")
 
     def _apply_snapshot(self, feed: _Feed, data: Json, number: int, line: bytes) -> None:
         try:

@@ -1,20 +1,20 @@
 """An order book kept from Binance snapshots and diffs, and the proof that its best level is right.
 
-Prices are integers times 10**8 (exact); quantities keep the exchange's own decimal text, trailing zeros stripped.
-A level is kept as its JSON text `["61804.7","35"]`, ready to be joined into a row.
+Prices are integers times 10**8 (exact); quantities keep the exchange's own decimal text, trailing zeros
+stripped. A level is kept as its JSON text `["61804.7","35"]`, ready to be joined into a row.
 
 When is the best known to be right? Diffs give absolute quantities, so every level of the book is true, but a
-level that neither the snapshot nor a diff has named is missing. `Replay` therefore keeps one interval of prices
-inside which every level is known, and vouches for a state only while its best bid and ask lie in it:
+level that neither the snapshot nor a diff has named is missing. `Replay` therefore keeps one interval of
+prices inside which every level is known, and vouches for a state only while its best bid and ask lie in it:
 
-* a snapshot makes known the prices from its lowest bid to its highest ask (unbounded on a side whose number of
-  levels is none that can be asked for: then it is the whole side);
+* a snapshot makes known the prices from its lowest bid to its highest ask (unbounded on a side whose number
+  of levels is none that can be asked for: then it is the whole side);
 * a spread of one tick leaves no room for an unknown level between the two (the tick is the greatest common
   divisor of all prices seen, taken seriously after `MIN_PRICES` of them);
 * a bookTicker of the same update id that agrees says the same.
 
-So a capture without a snapshot, or after a sequence gap, is replayed from diffs alone and vouched for only where
-it can be proven. On the recorded sets such a book is otherwise wrong at up to 3 states in 1,000, some of them
+So a capture without a snapshot, or after a gap, is replayed from diffs alone and vouched for only where it
+can be proven. On the recorded sets such a book is otherwise wrong at up to 3 states in 1,000, some of them
 minutes after its start. It is also given `SETTLE` of event time to fill up, for a snapshot mostly follows and
 rows of two or three levels are of little use; deeper levels may be incomplete for longer.
 """
@@ -179,19 +179,19 @@ def _trim(window: dict[int, Any]) -> None:
 class Replay:
     """The book of one symbol along its diff stream: sequence, snapshots, proof, agreement with bookTicker.
 
-    A diff covers the update ids after `previous` (futures `pu`, spot `U` - 1) up to `update_id`; it must begin
-    where the one before it ended. One that does not is a gap: the book is thrown away and built anew from that
-    diff, unproven as at the start, until a snapshot comes or the levels prove themselves.
+    A diff covers the update ids after `previous` (futures `pu`, spot `U` - 1) up to `update_id`; it must
+    begin where the one before it ended. One that does not is a gap: the book is thrown away and built anew
+    from that diff, unproven as at the start, until a snapshot comes or the levels prove themselves.
 
-    A snapshot goes under the first diff that covers its id (previous <= lastUpdateId <= update_id: `pu` and not
-    `U` for futures, since ids in between belong to other symbols), be it among the last `RECENT` ones, as a
-    snapshot is usually received after it. The first state to show it is the next diff's: what the diffs before
-    would have shown could not have been known at their time.
+    A snapshot goes under the first diff that covers its id (previous <= lastUpdateId <= update_id: `pu` and
+    not `U` for futures, since ids in between belong to other symbols), be it among the last `RECENT` ones, as
+    a snapshot is usually received after it. The first state to show it is the next diff's: what the diffs
+    before would have shown could not have been known at their time.
 
     Attributes:
         book: the levels after the last diff.
         prices: what is known of the symbol's price texts.
-        agreed, compared: of the update ids that a diff and a bookTicker both name, how many agree on the best.
+        agreed, compared: of the update ids in both diffs and bookTicker, how many agree on the best level.
         withheld: states that were not vouched for. (A disagreement of such a state is only counted.)
         restarts: times the book was begun from a diff alone, the start of the stream included.
         anchored: times a snapshot was put under the diffs.
@@ -209,7 +209,7 @@ class Replay:
         self._restart(0)
 
     def distrust(self, time: int) -> None:
-        """Forget all levels and a waiting snapshot; build anew from the diffs after event time `time` (µs)."""
+        """Forget all levels and a waiting snapshot; begin anew with the diffs after `time` (µs, event time)."""
         self._pending = None
         self._restart(time)
 
@@ -223,8 +223,8 @@ class Replay:
         """Take a snapshot, for now or for when the diffs reach its id.
 
         Raises:
-            ValueError: `bad_number`, `out_of_range`, or `sequence_gap` when it is older than the diffs that are
-                kept. The book stays as it is.
+            ValueError: `bad_number`, `out_of_range`, or `sequence_gap` when it is older than the diffs that
+                are kept. The book stays as it is.
         """
         book = Book(self.prices, bids, asks)
         low, high = book.range()
@@ -236,16 +236,16 @@ class Replay:
         )
         self._anchor()
 
-    def _anchor(self) -> bool:
-        """Put the pending snapshot under the diffs once they reach it; True when that was done."""
+    def _anchor(self) -> None:
+        """Put the pending snapshot under the diffs once they reach it."""
         snapshot = self._pending
         if snapshot is None or not self._recent or self._recent[-1].update_id < snapshot.last_id:
-            return False
+            return
         self._pending = None
         first = self._recent[0]
         if first.previous > snapshot.last_id:
             raise ValueError(
-                f"sequence_gap: snapshot {snapshot.last_id} is older than the diffs, which follow {first.previous}"
+                f"sequence_gap: snapshot {snapshot.last_id} is older than the diffs, from {first.previous} on"
             )
         for diff in self._recent:
             if diff.update_id >= snapshot.last_id:
@@ -254,7 +254,6 @@ class Replay:
         self._settled_at = 0
         self._epoch += 1
         self.anchored += 1
-        return True
 
     def diff(self, previous: int, update_id: int, time: int, bids: Levels, asks: Levels) -> Best | None:
         """Apply a diff with event time `time` (µs): the best levels after it, or None while unproven.
@@ -277,8 +276,7 @@ class Replay:
         self.book.apply(bids, asks)
         self._last_id = update_id
         self._recent.append(diff)
-        if self._pending is not None:
-            self._anchor()
+        self._anchor()
         if gap:
             raise ValueError(f"sequence_gap: the diff follows {previous}, the one before ended at {last}")
         best = self.book.best()
@@ -293,7 +291,7 @@ class Replay:
         return None
 
     def ticker(self, update_id: int, time: int, bid_level: str, ask_level: str) -> None:
-        """Check against a bookTicker (levels as JSON texts, '' for none), before or after the diff of that id.
+        """Check against a bookTicker (levels as JSON texts or ''), before or after the diff of that id.
 
         Raises:
             ValueError: `replay_mismatch`: a state that was vouched for is wrong. The book is thrown away.

@@ -92,6 +92,15 @@ def quarantine() -> str:
     """)
 
 
+def units(instrument: Instrument) -> str:
+    """At most one row: what the instrument's quantities and prices are counted in."""
+    return _sql(f"""
+        select if(contract_value = 1, toString(base_asset), 'contracts') as quantity_unit, toString(quote_asset) as price_unit
+        from {_table("features", "instruments")}
+        where {_is(instrument)}
+    """)
+
+
 def loads() -> str:
     """One row: how many loads there were, and when the last one ended."""
     return _sql(f"""
@@ -141,7 +150,7 @@ def mids(instrument: Instrument, start_us: int, end_us: int, bins: int) -> str:
     return _sql(f"""
         select
             intDiv((toUnixTimestamp64Micro(known_at) - {start_us}) * {bins}, {end_us - start_us}) as bin,
-            argMax(mid, (known_at, timestamp, last_update_id)) as price,
+            argMax(mid, (known_at, timestamp, last_update_id)) as at_end,
             min(mid) as low,
             max(mid) as high
         from {_table("features", "book_updates")}
@@ -160,7 +169,7 @@ def traded(instrument: Instrument, ids: tuple[int, int], start_us: int, end_us: 
     return _sql(f"""
         select
             intDiv((toUnixTimestamp64Micro(timestamp) - {start_us}) * {bins}, {end_us - start_us}) as bin,
-            toFloat64(argMax(price, (bucket_id, position))) as price,
+            toFloat64(argMax(price, (bucket_id, position))) as at_end,
             toFloat64(min(price)) as low,
             toFloat64(max(price)) as high,
             toFloat64(sumIf(quantity, side = 'buy')) as bought,
@@ -169,7 +178,7 @@ def traded(instrument: Instrument, ids: tuple[int, int], start_us: int, end_us: 
         where {_is(instrument)} and bucket_id between {ids[0]} and {ids[1]}
         group by bin
         order by bin
-    """).replace("min(price)", "min(bucket_trades.price)").replace("max(price)", "max(bucket_trades.price)")
+    """)
 
 
 def durations() -> str:
@@ -258,7 +267,7 @@ def distributions(instrument: Instrument, features: list[str]) -> str:
             any(r.percentiles) as percentiles,
             sumForEachIf(
                 arrayMap(
-                    i -> toUInt32(i = least(intDiv((n.value - r.percentiles[1]) * {FEATURE_BINS}, r.percentiles[3] - r.percentiles[1]), {FEATURE_BINS - 1})),
+                    i -> toUInt32(i = least(toInt32(floor((n.value - r.percentiles[1]) / (r.percentiles[3] - r.percentiles[1]) * {FEATURE_BINS})), {FEATURE_BINS - 1})),
                     range({FEATURE_BINS})
                 ),
                 n.value between r.percentiles[1] and r.percentiles[3] and r.percentiles[1] < r.percentiles[3]

@@ -11,5 +11,6 @@ select
     tob_imbalance,
     microprice
 from {{ ref('book_updates') }}
-order by timestamp desc, last_update_id desc
+-- the table's own order, backwards: read as it lies, nothing is sorted
+order by exchange desc, market_type desc, symbol desc, known_at desc, timestamp desc, last_update_id desc
 limit 1 by exchange, market_type, symbol, known_at
