@@ -8,8 +8,8 @@ DBT := $(BIN)/dbt
 export DBT_PROFILES_DIR := $(CURDIR)
 # demo: a folder or files of market data; empty: the generated market
 DATA ?=
-# tests: -n 2 runs two workers
-PYTEST_ARGS ?=
+# tests: two workers, each with a server of its own
+PYTEST_ARGS ?= -n 2 --dist loadscope
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

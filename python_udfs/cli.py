@@ -10,13 +10,19 @@ from rich.console import Console
 
 from python_udfs.errors import UserError
 from python_udfs.ingest.cli import app as ingest_app
+from python_udfs.jobs.bench import bench_command
+from python_udfs.jobs.demo import demo_command
+from python_udfs.jobs.report import report_command
+from python_udfs.migrate import migrate_command
+from python_udfs.scorer.cli import score_command
 from python_udfs.server import app as server_app
+from python_udfs.training.cli import train_command
 
 err = Console(stderr=True)
 
 
 class _App(typer.Typer):
-    """Prints what the user can mend as one message (exit 1); bugs keep their traceback (exit 70)."""
+    """Prints what the user can mend as one message and exits with 1; a bug keeps its traceback."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -34,3 +40,9 @@ app = _App(
 )
 app.add_typer(server_app, name="server", help="Start, stop and look at the local ClickHouse server.")
 app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tables.")
+app.command("migrate")(migrate_command)
+app.command("demo")(demo_command)
+app.command("train")(train_command)
+app.command("score")(score_command)
+app.command("report")(report_command)
+app.command("bench")(bench_command)

@@ -511,7 +511,9 @@ class BinanceWebsocketReader:
         compared = sum(replay.compared for _, replay in replays)
         if compared:
             agreed = sum(replay.agreed for _, replay in replays)
-            yield Note("bookticker_agreement", f"{agreed} of {compared}")
+            doubted = sum(replay.doubted for _, replay in replays)
+            withheld = f" ({doubted} disagree in states that were withheld)" if doubted else ""
+            yield Note("bookticker_agreement", f"{agreed} of {compared - doubted}{withheld}")
         if self._spot_tickers:
             yield Note(
                 "bookticker_not_loaded",
@@ -523,9 +525,9 @@ class BinanceWebsocketReader:
                 "books_without_snapshot",
                 f"{', '.join(unanchored)}: built from diffs alone, so depth may be incomplete",
             )
-        withheld = [f"{replay.withheld} of {name}" for name, replay in replays if replay.withheld]
-        if withheld:
-            yield Note("book_states_withheld", f"{', '.join(withheld)}: the best level could not be proven")
+        unproven = [f"{replay.withheld} of {name}" for name, replay in replays if replay.withheld]
+        if unproven:
+            yield Note("book_states_withheld", f"{', '.join(unproven)}: the best level could not be proven")
 
 
 def _kind(line: bytes) -> Kind:

@@ -13,10 +13,11 @@ prices inside which every level is known, and vouches for a state only while its
   divisor of all prices seen, taken seriously after `MIN_PRICES` of them);
 * a bookTicker of the same update id that agrees says the same.
 
-So a capture without a snapshot, or after a gap, is replayed from diffs alone and vouched for only where it
-can be proven. On the recorded sets such a book is otherwise wrong at up to 3 states in 1,000, some of them
-minutes after its start. It is also given `SETTLE` of event time to fill up, for a snapshot mostly follows and
-rows of two or three levels are of little use; deeper levels may be incomplete for longer.
+So a capture without a snapshot, or after a gap, is replayed from diffs alone and vouched for only where
+it can be proven. On the recorded sets such a book is otherwise wrong at up to 6 states in 1,000, the last
+of them almost two minutes after its start; of the proven states none is wrong. It is also given `SETTLE`
+of event time to fill up, for a snapshot mostly follows and rows of two or three levels are of little use;
+deeper levels may be incomplete for longer.
 """
 
 from __future__ import annotations
@@ -192,13 +193,13 @@ class Replay:
         book: the levels after the last diff.
         prices: what is known of the symbol's price texts.
         agreed, compared: of the update ids in both diffs and bookTicker, how many agree on the best level.
-        withheld: states that were not vouched for. (A disagreement of such a state is only counted.)
+        withheld: states that were not vouched for; `doubted`: those of them where bookTicker disagreed.
         restarts: times the book was begun from a diff alone, the start of the stream included.
         anchored: times a snapshot was put under the diffs.
     """
 
     def __init__(self) -> None:
-        self.agreed = self.compared = self.withheld = self.restarts = self.anchored = 0
+        self.agreed = self.compared = self.withheld = self.doubted = self.restarts = self.anchored = 0
         self.prices = PriceKeys()
         self._last_id: int | None = None
         self._recent: deque[_Diff] = deque(maxlen=RECENT)
@@ -209,7 +210,7 @@ class Replay:
         self._restart(0)
 
     def distrust(self, time: int) -> None:
-        """Forget all levels and a waiting snapshot; begin anew with the diffs after `time` (µs, event time)."""
+        """Forget levels and a waiting snapshot; begin anew with the diffs after event time `time` (µs)."""
         self._pending = None
         self._restart(time)
 
@@ -270,7 +271,6 @@ class Replay:
         gap = last is not None and previous != last
         if gap or last is None:
             self._recent.clear()
-            self._states.clear()
             self._restart(time)
             self.restarts += 1
         self.book.apply(bids, asks)
@@ -328,6 +328,7 @@ class Replay:
                 f"replay_mismatch: at update {update_id} the replay has {best.bid_level} {best.ask_level}, "
                 f"bookTicker {ticker[0]} {ticker[1]}"
             )
+        self.doubted += 1
 
     def _know(self, best: Best) -> None:
         """Every level between these two is known, and stays so as long as the diffs are complete."""

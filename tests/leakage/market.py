@@ -23,19 +23,20 @@ MARKETS: Final[dict[tuple[str, str], tuple[object, ...]]] = {
     ("alpha", "linear"): ("event", "hour", 30, 60, 12, 1, 1000, 50, 20, 9, 24, 5, ""),
     ("beta", "inverse"): ("hybrid", "hour", 20, 45, 12, 1, 1000, 50, 9, 50, 1, 5, ""),
 }
-TRADES: Final = 1100
+END: Final = START + 5 * HOUR_US // 2
 
 
-def trades(r: random.Random, n: int) -> list[Trade]:
-    """Trades from 40 s before START, with ties, half-hour gaps, and 1 in 25 known 0.5 s to 10 min after it happened."""
-    t, price, out = START - 40 * SECOND_US, 100 * E8, []
-    for i in range(n):
-        t += r.choice([0, 0, 1000, r.randrange(1, 900_000), r.randrange(1, 20 * SECOND_US)])
-        if r.random() < 0.003:
-            t += HOUR_US // 2
+def trades(r: random.Random) -> list[Trade]:
+    """Trades from 40 s before START to END: ties, gaps of 20 minutes, and 1 in 25 known 0.5 s to 10 min after it happened."""
+    t, price, i, out = START - 40 * SECOND_US, 100 * E8, 0, []
+    while t < END:
+        t += r.choice([0, 0, 1000, r.randrange(1, 900_000), r.randrange(1, 25 * SECOND_US)])
+        if r.random() < 0.002:
+            t += 20 * MINUTE_US
         price = max(E8, price + r.choice([-1, 0, 0, 1]) * E8 // 100)
         late = r.choice([500_000, 7 * SECOND_US, 10 * MINUTE_US]) if r.random() < 0.04 else 0
-        out.append(Trade(t, i + 1, str(i + 1), r.randrange(1, 2 * E8), t + late, price, r.choice(["buy", "sell"])))
+        i += 1
+        out.append(Trade(t, i, str(i), r.randrange(1, 2 * E8), t + late, price, r.choice(["buy", "sell"])))
     return out
 
 
@@ -49,7 +50,7 @@ def books(r: random.Random, first: int, last: int) -> list[BookRow]:
         u += 1
         bid += r.choice([-1, 0, 0, 0, 1]) * E8 // 100
         ask = bid + r.choice([1, 1, 2, 5]) * E8 // 100
-        late = r.choice([0] * 15 + [400_000, 3 * SECOND_US, 11 * SECOND_US])
+        late = r.choice([0] * 15 + [400_000, 3 * SECOND_US, 7 * SECOND_US, 11 * SECOND_US])
         empty = r.random() < 0.01
         quantities = (0 if empty else r.randrange(1, 9 * E8), r.randrange(1, 9 * E8))
         out.append((t, u, 0 if empty else bid, ask, *quantities, t + late))
@@ -61,7 +62,7 @@ def load() -> None:
     r = random.Random(11)
     for exchange, market_type in MARKETS:
         instrument = (exchange, market_type, FULL)
-        rows = trades(r, TRADES)
+        rows = trades(r)
         first, last = rows[0].timestamp, rows[-1].timestamp
         insert_trades(rows, instrument)
         insert_books(books(r, first, last), instrument)

@@ -19,7 +19,7 @@ from python_udfs import db
 from python_udfs.ingest.records import COLUMNS, NATURAL_KEY, Kind
 from python_udfs.settings import settings
 from tests.leakage.market import FULL
-from tests.support import execute, query
+from tests.support import execute, query, us
 
 FOREVER: Final = 4_000_000_000 * 10**6
 Treatment = Literal["cut", "shuffle", "late", "resumed"]
@@ -41,38 +41,43 @@ class Variant:
 def moments(features: str, seed: int) -> dict[str, int]:
     """The T to test (µs), out of the clock's buckets of FULL: where off-by-one errors live.
 
-    Raises:
-        AssertionError: the market has no such moment, or its feeds do not reach past it.
+    All lie in the later three quarters, before the feeds end: there is a past and a future.
     """
     buckets = query(
-        "select toUnixTimestamp64Micro(bucket_ts_start) as s, toUnixTimestamp64Micro(bucket_ts_end) as e, toString(cut_trigger) as cut, "
+        f"select {us('bucket_ts_start')} as s, {us('bucket_ts_end')} as e, toString(cut_trigger) as cut, "
         f"toUnixTimestamp(anchor_ts) * 1000000 as anchor, tape_us from {features}.bucket_tapes where symbol = '{FULL}' order by e"
     )
-    ends = sorted(b["e"] for b in buckets)
-    low, high = ends[len(ends) // 4], ends[len(ends) * 9 // 10]
-    body = [b for b in buckets if low <= b["s"] and b["e"] <= high]
+    complete_to = query(
+        f"select {us('min(watermark)')} as us from {settings().database('hot')}.watermarks "
+        f"where symbol = '{FULL}' and kind in ('trades', 'orderbooks')"
+    )[0]["us"]
+    ends = [b["e"] for b in buckets]
+    low, high = ends[len(ends) // 4], min(ends[len(ends) * 9 // 10], complete_to - 1)
+    body = [b for b in buckets if low <= b["s"] and b["e"] < high]
     own_cuts = [b for b in body if b["cut"] in ("volume", "event", "hybrid", "count") and b["e"] > b["s"]]
     by_time = [b for b in body if b["cut"] == "time"]
     happened = sorted({t for b in body for t in b["tape_us"]})
     gap = max(zip(happened, happened[1:], strict=False), key=lambda pair: pair[1] - pair[0])
-    hours = sorted({b["anchor"] for b in buckets if b["anchor"] > buckets[0]["e"]})
+    hours = sorted({b["anchor"] for b in buckets if ends[0] < b["anchor"] < high})
+    # best where book states are under way: they happened before T and are known after it
+    under_way = [
+        (b["t"], b["k"])
+        for b in query(
+            f"select {us('timestamp')} as t, {us('known_at')} as k from {settings().database('hot')}.orderbooks "
+            f"where symbol = '{FULL}' and known_at > timestamp and known_at < timestamp + toIntervalSecond(10)"
+        )
+    ]
     r = random.Random(seed)
-    cut = r.choice(own_cuts)
+    r.shuffle(own_cuts)
+    cut = max(own_cuts, key=lambda b: sum(t <= b["e"] < k for t, k in under_way))
     at = {
         "END": cut["e"],  # the last trade's own time
         "BEFORE": cut["e"] - 1,  # 1 µs before a bucket would close
         "TIMED": r.choice(by_time)["e"],
         "MID": sum(r.choice(own_cuts)[key] for key in ("s", "e")) // 2,
         "GAP": sum(gap) // 2,
-        "HOUR": hours[len(hours) // 2],
+        "HOUR": hours[-1],
     }
-    complete_to = query(
-        f"select toUnixTimestamp64Micro(min(watermark)) as us from {settings().database('hot')}.watermarks "
-        f"where symbol = '{FULL}' and kind in ('trades', 'orderbooks')"
-    )[0]["us"]
-    last = query(f"select toUnixTimestamp64Micro(max(bucket_ts_end)) as us from {features}.bucket_tapes where symbol = '{FULL}'")[0]["us"]
-    for name, t in at.items():
-        assert t < min(last, complete_to), f"T = {name}: nothing comes after it"
     return at
 
 
@@ -128,7 +133,8 @@ def _value_groups(kind: Kind) -> list[list[str]]:
 def _copy(kind: Kind, symbol: str, where: str, *, shuffled: bool = False, late_after: int | None = None) -> None:
     """Inserts FULL's rows once more under another symbol.
 
-    shuffled: with the values of one another. late_after: as new events 1 µs later, known up to 8 s after that time (µs).
+    shuffled: with the values of one another. late_after: as new events known up to 4 s after that time (µs): those of the
+    20 s before it happened in the 3 s before it (so that nothing newer makes them stale), older ones 1 µs after the copied row.
     """
     hot = settings().database("hot")
     columns = [
@@ -141,8 +147,9 @@ def _copy(kind: Kind, symbol: str, where: str, *, shuffled: bool = False, late_a
     replaced = {"symbol": db.quote(symbol), "underlying_asset": db.quote(symbol)}
     if late_after is not None:
         replaced |= {
-            "timestamp": "timestamp + toIntervalMicrosecond(1)",
-            "known_at": f"{_time(late_after + 1)} + toIntervalMicrosecond(cityHash64(timestamp, known_at) % 8000000)",
+            "timestamp": f"if(timestamp > {_time(late_after - 20_000_000)}, {_time(late_after)} - toIntervalMicrosecond(cityHash64(timestamp, 1) "
+            "% 3000000), timestamp + toIntervalMicrosecond(1))",
+            "known_at": f"{_time(late_after + 1)} + toIntervalMicrosecond(cityHash64(timestamp, 2) % 4000000)",
             "trade_id": "toString(trade_seq + 1000000000000)",
             "last_update_id": "last_update_id + 1",
         }
@@ -171,9 +178,13 @@ def _watermarks(v: Variant, watermark: str) -> None:
     )
 
 
-def configure(features: str, defaults: Sequence[tuple[object, ...]], contract_values: Mapping[tuple[str, str], int], symbols: Iterable[str]) -> None:
-    """The clock's parameters, and each variant's instruments with the variant as their base asset: what pairs markets stays inside one."""
+def set_defaults(features: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """The clock's parameters, instead of the seed's."""
     execute(f"truncate table {features}.bucket_defaults")
-    execute(f"insert into {features}.bucket_defaults values", defaults)
-    rows = [(x, m, s, s, "USDT", value, s, 0) for (x, m), value in contract_values.items() for s in symbols]
+    execute(f"insert into {features}.bucket_defaults values", rows)
+
+
+def add_instruments(features: str, contract_values: Mapping[tuple[str, str], int], symbols: Iterable[str]) -> None:
+    """Reference data of the variants. A variant is its own base asset: what pairs markets stays inside it."""
+    rows = [(*market, s, s, "USDT", value, s, 0) for market, value in contract_values.items() for s in symbols]
     execute(f"insert into {features}.instruments values", rows)

@@ -280,7 +280,7 @@ select
     c.market_type as market_type,
     c.symbol as symbol,
     -- a sequence of 100,000 in one anchor would run into the next anchor's ids
-    toUInt64(c.anchor_s) * 100000 + c.sequence + throwIf(c.sequence >= 100000, 'more than 100,000 buckets in one anchor: raise q_bucket') as bucket_id,
+    toUInt64(toUInt64(c.anchor_s) * 100000 + c.sequence + throwIf(c.sequence >= 100000, 'over 100,000 buckets in one anchor: raise q_bucket')) as bucket_id,
     toDateTime(c.anchor_s, 'UTC') as anchor_ts,
     toUInt32(c.sequence) as sequence,
     fromUnixTimestamp64Micro(c.trades[1].1, 'UTC') as bucket_ts_start,

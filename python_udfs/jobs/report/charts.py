@@ -1,4 +1,4 @@
-"""The charts of the report: rows of `queries` in, one SVG each out. Drawn with `svg`; no arithmetic that SQL could do."""
+"""The charts of the report: rows of `queries` in, one SVG each out; no arithmetic that SQL could do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ Rows = Sequence[Row]
 
 WIDTH = 1080
 LEFT, RIGHT = 68, 1066
-TRIGGERS = {"own": "volume, count, event or hybrid cut", "time": "time cut", "anchor": "anchor cut"}
 
 
 def instrument_of(row: Row) -> Instrument:
@@ -48,15 +47,20 @@ def _y_axis(scale: Scale, about: int, *, right: float = RIGHT) -> list[str]:
     out = []
     for mark in marks:
         y = scale(mark)
-        out += [line(LEFT, y, right, y, "grid"), text(LEFT - 8, y + 4, svg.tick_label(mark, step), "t", "end")]
+        out += [
+            line(LEFT, y, right, y, "grid"),
+            text(LEFT - 8, y + 4, svg.tick_label(mark, step), "t", "end"),
+        ]
     return out
 
 
-def timeline(buckets: Rows, prices: Rows, volumes: Rows, *, bins: tuple[int, int], units: tuple[str, str], alt: str) -> Markup:
-    """Price, volume per time bin, flow imbalance and OFI on one time axis, every bucket a band across all four.
+def timeline(
+    buckets: Rows, prices: Rows, volumes: Rows, *, widths: tuple[int, int], units: tuple[str, str], alt: str
+) -> Markup:
+    """Price, volume per time bin, flow imbalance and OFI on one time axis; each bucket is a band across them.
 
     Args:
-        bins: how many time bins `prices` and `volumes` divide the span of the buckets into.
+        widths: of the time bins of `prices` and of `volumes`, µs; bin 0 starts where the first bucket does.
         units: of quantity and of price.
     """
     start, end = buckets[0]["start_us"], max(b["end_us"] for b in buckets)
@@ -66,64 +70,81 @@ def timeline(buckets: Rows, prices: Rows, volumes: Rows, *, bins: tuple[int, int
     bottom = panels[-1] + height
     parts: list[str] = []
 
-    def at(bin_: float, of: int) -> float:
-        return x(start + bin_ * (end - start) / of)
-
     # bands first: everything else lies over them and lets the pointer through
     for b in buckets:
         left, width = x(b["start_us"]), x(b["end_us"]) - x(b["start_us"])
         width = max(width - (1 if width > 4 else 0), 0.8)
         css = trigger_class(b["cut_trigger"])
         title = (
-            f"bucket {b['bucket_id']}\n{svg.clock(b['start_us'], fraction=True)} to {svg.clock(b['end_us'], fraction=True)}, "
-            f"{svg.seconds((b['end_us'] - b['start_us']) / 1e6)}, {b['cut_trigger']} cut\n{svg.count(b['trade_count'])} trades, "
-            f"{svg.number(b['volume'])} {units[0]} (q_bucket {svg.number(b['q_bucket'])})\nvwap {svg.number(b['vwap'], 7)}\n"
+            f"bucket {b['bucket_id']}\n"
+            f"{svg.clock(b['start_us'], svg.MILLISECOND)} to {svg.clock(b['end_us'], svg.MILLISECOND)}, "
+            f"{svg.seconds((b['end_us'] - b['start_us']) / 1e6)}, {b['cut_trigger']} cut\n"
+            f"{svg.count(b['trade_count'])} trades, {svg.number(b['volume'])} {units[0]} "
+            f"(q_bucket {svg.number(b['q_bucket'])})\nvwap {svg.number(b['vwap'], 7)}\n"
             f"flow imbalance {svg.number(b['flow_imbalance'])}, OFI {svg.number(b['ofi'])}"
         )
         parts += [
-            rect(left, top, width, bottom - top, f"band {css}", title),
+            rect(left, top, width, bottom - top, f"band {css}", title=title),
             rect(left, top - 8, width, 6, f"strip {css}"),
         ]
 
-    for mark in svg.time_ticks(start, end):
+    marks = svg.time_ticks(start, end)
+    patterns = ((60_000_000, "%H:%M"), (1_000_000, "%H:%M:%S"), (1, svg.MILLISECOND))
+    pattern = next(p for unit, p in patterns if all(m % unit == 0 for m in marks))
+    for mark in marks:
         parts += [
             line(x(mark), top, x(mark), bottom, "grid"),
-            text(x(mark), bottom + 18, svg.clock(mark), "t", "middle"),
+            text(x(mark), bottom + 18, svg.clock(mark, pattern), "t", "middle"),
         ]
-    parts.append(text((LEFT + RIGHT) / 2, bottom + 38, f"time of day, UTC ({svg.clock(start, day=True)[:10]})", "l", "middle"))
+    parts.append(
+        text(
+            (LEFT + RIGHT) / 2,
+            bottom + 38,
+            f"time of day, UTC ({svg.clock(start, '%Y-%m-%d')})",
+            "l",
+            "middle",
+        )
+    )
 
     if prices:
         low, high = svg.padded([p["low"] for p in prices] + [p["high"] for p in prices])
         y = Scale(low, high, price_bottom, top)
         parts += _y_axis(y, 6)
-        widest = max(10e6 / ((end - start) / bins[0]), 3)  # a silence of 10 s or more is a gap, not a line
+        widest = max(10e6 / widths[0], 3)  # a silence of 10 s or more is a gap, not a line
         points: list[tuple[float, float] | None] = []
-        before = None
+        before, envelope = None, ""
         for p in prices:
             if before is not None and p["bin"] - before > widest:
                 points.append(None)
-            points.append((at(p["bin"] + 0.5, bins[0]), y(p["at_end"])))
+            middle = x(start + (p["bin"] + 0.5) * widths[0])
+            points.append((middle, y(p["at_end"])))
+            if p["high"] > p["low"]:
+                envelope += f"M{middle:.1f} {y(p['low']):.1f}V{y(p['high']):.1f}"
             before = p["bin"]
-        envelope = "".join(
-            f"M{at(p['bin'] + 0.5, bins[0]):.1f} {y(p['low']):.1f}V{y(p['high']):.1f}" for p in prices if p["high"] > p["low"]
-        )
         parts += [f'<path d="{envelope}" class="envelope"/>', svg.polyline(points, "price")]
-    parts.append(text(16, (top + price_bottom) / 2, f"price, {units[1]}", "l", "middle", turn=True))
+    parts.append(text(10, (top + price_bottom) / 2, f"price, {units[1]}", "l", "middle", turn=True))
 
     most = max((max(v["bought"], v["sold"]) for v in volumes), default=0) or 1
     y = Scale(-most, most, panels[0] + height, panels[0])
     parts += _y_axis(y, 4)
-    each = (end - start) / bins[1] / 1e6
     for v in volumes:
-        left, right = at(v["bin"], bins[1]), at(v["bin"] + 1, bins[1])
+        left, right = (x(start + (v["bin"] + k) * widths[1]) for k in (0, 1))
         parts += [
             rect(left + 0.5, y(v["bought"]), right - left - 1, y(0) - y(v["bought"]), "up"),
             rect(left + 0.5, y(0), right - left - 1, y(-v["sold"]) - y(0), "down"),
         ]
-    parts += _panel(f"Volume per {svg.seconds(each)}, {units[0]}: takers bought above, sold below", panels[0], y)
+    parts += _panel(
+        f"Volume per {svg.seconds(widths[1] / 1e6)}, {units[0]}: takers bought above, sold below",
+        panels[0],
+        y,
+    )
 
     signed = (
-        ("flow_imbalance", 1.0, "flow_imbalance: (buy − sell) / (buy + sell) taker volume, −1 to 1, per bucket"),
+        (
+            "flow_imbalance",
+            1.0,
+            "flow_imbalance: (buy − sell) / (buy + sell) taker volume, −1 to 1, per bucket",
+        ),
         (
             "ofi",
             max((abs(b["ofi"]) for b in buckets if b["ofi"] is not None), default=0) or 1,
@@ -139,7 +160,9 @@ def timeline(buckets: Rows, prices: Rows, volumes: Rows, *, bins: tuple[int, int
                 left, right = x(b["start_us"]), x(b["end_us"])
                 width = max(right - left - (1 if right - left > 4 else 0), 0.8)
                 parts.append(
-                    rect(left, min(y(0), y(value)), width, abs(y(value) - y(0)), "up" if value > 0 else "down")
+                    rect(
+                        left, min(y(0), y(value)), width, abs(y(value) - y(0)), "up" if value > 0 else "down"
+                    )
                 )
         parts += _panel(title, panel, y)
     return svg.drawing(WIDTH, bottom + 48, alt, parts, "chart timeline")
@@ -151,9 +174,9 @@ def _panel(title: str, top: float, y: Scale) -> list[str]:
 
 
 def clocks(triggers: Rows, durations: Rows, alt: str) -> Markup:
-    """One line per instrument: the histogram of bucket durations on a shared log axis, its quantiles, and what cut the buckets."""
+    """One line per instrument: bucket durations on a shared log axis, and what cut the buckets."""
     row_height, top = 58, 34
-    histogram_left, histogram_right, numbers, share_left, share_right = 210, 560, 660, 740, RIGHT
+    histogram_left, histogram_right, numbers, share_left, share_right = 210, 560, 660, 740, 1052
     by_instrument: dict[Instrument, list[Row]] = {}
     for d in durations:
         by_instrument.setdefault(instrument_of(d), []).append(d)
@@ -173,7 +196,10 @@ def clocks(triggers: Rows, durations: Rows, alt: str) -> Markup:
     ]
     for mark in svg.log_ticks(x.low, x.high):
         name = svg.seconds(mark) if mark > SHORTEST_S else f"≤{svg.seconds(mark)}"
-        parts += [line(x(mark), top - 8, x(mark), bottom, "grid"), text(x(mark), bottom + 18, name, "t", "middle")]
+        parts += [
+            line(x(mark), top - 8, x(mark), bottom, "grid"),
+            text(x(mark), bottom + 18, name, "t", "middle"),
+        ]
     for percent in (0, 0.25, 0.5, 0.75, 1):
         parts.append(text(share(percent), bottom + 18, f"{percent:.0%}", "t", "middle"))
     for i, t in enumerate(triggers):
@@ -191,19 +217,36 @@ def clocks(triggers: Rows, durations: Rows, alt: str) -> Markup:
             high_px = max(b["buckets"] / most * (row_height - 18), 1)
             parts.append(
                 rect(
-                    x(low) + 0.5, base - high_px, x(high) - x(low) - 1, high_px, "bar",
-                    f"{svg.seconds(low)} to {svg.seconds(high)}: {svg.count(b['buckets'])} buckets",
+                    x(low) + 0.5,
+                    base - high_px,
+                    x(high) - x(low) - 1,
+                    high_px,
+                    "bar",
+                    title=f"{svg.seconds(low)} to {svg.seconds(high)}: {svg.count(b['buckets'])} buckets",
                 )
-            )  # fmt: skip
+            )
         _, p50, p99 = t["duration_quantiles"]
         parts.append(text(numbers, base - 8, f"{svg.seconds(p50)} · {svg.seconds(p99)}", "n", "middle"))
         done = 0.0
         for css, name in (("own", t["modes"] or "own"), ("time", "time"), ("anchor", "anchor")):
             part = t[f"{css}_cuts"] / t["buckets"]
             if part:
-                title = f"{name} cut: {svg.count(t[f'{css}_cuts'])} of {svg.count(t['buckets'])} buckets, {svg.percent(part)}"
+                title = (
+                    f"{name} cut: {svg.count(t[f'{css}_cuts'])} of {svg.count(t['buckets'])} buckets, "
+                    f"{svg.percent(part)}"
+                )
                 width = share(done + part) - share(done)
-                parts.append(rect(share(done), base - 26, width - (1.5 if width > 3 else 0), 22, f"solid {css}", title, radius=2))
+                parts.append(
+                    rect(
+                        share(done),
+                        base - 26,
+                        width - (1.5 if width > 3 else 0),
+                        22,
+                        f"solid {css}",
+                        title=title,
+                        radius=2,
+                    )
+                )
                 if width > 90:
                     parts.append(text(share(done) + 8, base - 11, f"{name} {svg.percent(part)}", "inside"))
                 done += part
@@ -217,34 +260,66 @@ def sparkline_histogram(row: Row) -> Markup:
     name, known = row["feature"], row["values_seen"]
     parts = [line(0, height, width, height, "axis")]
     if not known:
-        return svg.drawing(width, height + 4, f"{name} is always NULL", [*parts, text(width / 2, 32, "always NULL", "t", "middle")], "spark")
+        return svg.drawing(
+            width,
+            height + 4,
+            f"{name} is always NULL",
+            [*parts, text(width / 2, 32, "always NULL", "t", "middle")],
+            "spark",
+        )
     if low == high:
         alt = f"{name} is nearly always {svg.number(low)}"
-        return svg.drawing(width, height + 4, alt, [*parts, rect(width / 2 - 4, 6, 8, height - 6, "bar")], "spark")
+        return svg.drawing(
+            width, height + 4, alt, [*parts, rect(width / 2 - 4, 6, 8, height - 6, "bar")], "spark"
+        )
     most = max(row["bins"])
     x = Scale(low, high, 0, width)
     step = (high - low) / FEATURE_BINS
     for i, n in enumerate(row["bins"]):
         if n:
             tall = max(n / most * (height - 6), 0.8)
-            title = f"{svg.number(low + i * step)} to {svg.number(low + (i + 1) * step)}: {svg.count(n)} buckets"
-            parts.append(rect(i * width / FEATURE_BINS + 0.4, height - tall, width / FEATURE_BINS - 0.8, tall, "bar", title))
+            title = (
+                f"{svg.number(low + i * step)} to {svg.number(low + (i + 1) * step)}: {svg.count(n)} buckets"
+            )
+            parts.append(
+                rect(
+                    i * width / FEATURE_BINS + 0.4,
+                    height - tall,
+                    width / FEATURE_BINS - 0.8,
+                    tall,
+                    "bar",
+                    title=title,
+                )
+            )
     parts.append(line(x(middle), 0, x(middle), height, "median"))
     if low < 0 < high:
         parts.append(line(x(0), height, x(0), height + 4, "zero"))
-    alt = f"Histogram of {name} from {svg.number(low)} (1st percentile) to {svg.number(high)} (99th), median {svg.number(middle)}"
+    alt = (
+        f"Histogram of {name} from {svg.number(low)} (1st percentile) to {svg.number(high)} (99th), "
+        f"median {svg.number(middle)}"
+    )
     return svg.drawing(width, height + 4, alt, parts, "spark")
 
 
-def label_balance(labels: Rows, instruments: Sequence[Instrument], horizons: Sequence[str], alt: str) -> Markup:
-    """Instruments down, horizons across; in each cell the shares of down, flat and up, and the seconds looked ahead."""
-    row_height, top, left = 62, 46, 168
+def label_balance(
+    labels: Rows, instruments: Sequence[Instrument], horizons: Sequence[str], alt: str
+) -> Markup:
+    """Instruments down, horizons across; in each cell the shares of the classes and the seconds ahead."""
+    row_height, top, left = 78, 46, 150
     cell = (WIDTH - left) / len(horizons)
     cells = {(*instrument_of(r), r["horizon"]): r for r in labels}
     parts = [text(0, 14, "instrument", "h")]
     for i, horizon in enumerate(horizons):
         parts.append(text(left + i * cell, 14, horizon_name(horizon), "h"))
-    parts.append(text(left, 32, "down · flat · up, % of buckets with a label; then the median (and 90th percentile) of seconds ahead", "t"))
+    parts.append(
+        text(
+            left,
+            32,
+            "down · flat · up in % of the labels that are known; how far ahead the median label looks; "
+            "buckets without a label",
+            "t",
+        )
+    )
     for j, instrument in enumerate(instruments):
         y = top + j * row_height
         parts += [
@@ -265,20 +340,28 @@ def _label_cell(row: Row, x: float, y: float, width: float) -> list[str]:
     parts, done = [], 0.0
     for css, share in shares:
         title = f"{css}: {svg.count(row[css])} of {svg.count(known)} labels, {svg.percent(share)}"
-        parts.append(rect(x + done * width, y + 8, max(share * width - 1.5, 0), 14, f"solid {css}", title))
+        parts.append(
+            rect(x + done * width, y + 8, max(share * width - 1.5, 0), 14, f"solid {css}", title=title)
+        )
         done += share
-    half, most = row["seconds_quantiles"]
-    ahead = svg.seconds(half) if half == most else f"{svg.seconds(half)} ({svg.seconds(most)})"
     return [
         *parts,
         text(x, y + 36, " · ".join(f"{share * 100:.0f}" for _, share in shares), "n"),
-        text(x, y + 50, ahead + (f" · {svg.percent(row['unknown'] / row['buckets'], 0)} NULL" if row["unknown"] else ""), "t"),
+        text(x, y + 51, f"{svg.seconds(row['seconds_ahead'])} ahead", "t"),
+        text(
+            x,
+            y + 65,
+            f"{svg.percent(row['unknown'] / row['buckets'])} NULL" if row["unknown"] else "none NULL",
+            "t",
+        ),
     ]
 
 
 def horizon_name(horizon: str) -> str:
     """`3` is in buckets, `30s` on the clock."""
-    return f"{horizon[:-1]} s" if horizon.endswith("s") else f"{horizon} bucket{'s' if horizon != '1' else ''}"
+    return (
+        f"{horizon[:-1]} s" if horizon.endswith("s") else f"{horizon} bucket{'s' if horizon != '1' else ''}"
+    )
 
 
 def latency(bins: Rows, p50_us: float, p99_us: float, alt: str) -> Markup:
@@ -290,19 +373,115 @@ def latency(bins: Rows, p50_us: float, p99_us: float, alt: str) -> Markup:
     y = Scale(0, max(b["requests"] for b in bins) * 1.05, bottom, top)
     parts = _y_axis(y, 4)
     for decade in range(low, high + 1):
-        for k in (1, 2, 5):
+        for k in (1, 2, 5) if high - low < 4 else (1,):
             mark = k * 10.0**decade
             if mark <= x.high:
-                parts.append(text(x(mark), bottom + 18, svg.seconds(mark / 1e6), "t", "middle"))
+                parts.append(
+                    text(
+                        x(mark),
+                        bottom + 18,
+                        svg.seconds(mark / 1e6),
+                        "t",
+                        "middle" if mark < x.high else "end",
+                    )
+                )
     for b in bins:
         from_, to = (10 ** ((b["bin"] + k) / LATENCY_BINS_PER_DECADE) for k in (0, 1))
         title = f"{svg.seconds(from_ / 1e6)} to {svg.seconds(to / 1e6)}: {svg.count(b['requests'])} requests"
-        parts.append(rect(x(from_) + 0.75, y(b["requests"]), x(to) - x(from_) - 1.5, bottom - y(b["requests"]), "bar", title))
+        parts.append(
+            rect(
+                x(from_) + 0.75,
+                y(b["requests"]),
+                x(to) - x(from_) - 1.5,
+                bottom - y(b["requests"]),
+                "bar",
+                title=title,
+            )
+        )
     parts.append(line(LEFT, bottom, RIGHT, bottom, "axis"))
     for value, name in ((p50_us, "p50"), (p99_us, "p99")):
-        parts += [line(x(value), top - 8, x(value), bottom, "median"), text(x(value) + 5, top - 2, f"{name} {svg.seconds(value / 1e6)}", "n")]
+        parts += [
+            line(x(value), top - 8, x(value), bottom, "median"),
+            text(x(value) + 5, top - 2, f"{name} {svg.seconds(value / 1e6)}", "n"),
+        ]
     parts += [
         text((LEFT + RIGHT) / 2, bottom + 38, "read + prepare + run, one request (log scale)", "l", "middle"),
-        text(16, (top + bottom) / 2, "requests", "l", "middle", turn=True),
+        text(10, (top + bottom) / 2, "requests", "l", "middle", turn=True),
     ]
     return svg.drawing(WIDTH, bottom + 46, alt, parts)
+
+
+def value_bars(
+    bars: Sequence[tuple[str, float | None, str]],
+    reference: float | None,
+    limits: tuple[float, float],
+    axes: tuple[str, str],
+    alt: str,
+) -> Markup:
+    """One bar each (name, value, what the pointer shows) above or below zero; a dashed line at `reference`.
+
+    Args:
+        limits: of the y axis.
+        axes: what the y axis and the x axis say.
+    """
+    width, top, bottom, left = 520, 14, 176, 58
+    y = Scale(*limits, bottom, top)
+    marks = svg.ticks(*limits, 5)
+    step = marks[1] - marks[0] if len(marks) > 1 else 1.0
+    parts = []
+    for mark in marks:
+        parts += [
+            line(left, y(mark), width, y(mark), "grid"),
+            text(left - 7, y(mark) + 4, svg.tick_label(mark, step), "t", "end"),
+        ]
+    slot = (width - left) / len(bars)
+    for i, (name, value, title) in enumerate(bars):
+        x = left + i * slot
+        if value is None:
+            parts.append(text(x + slot / 2, y(0) - 5, "none", "t", "middle"))
+        else:
+            wide = min(slot * 0.62, 56)
+            high, low = y(max(value, 0)), y(min(value, 0))
+            css = "up" if value > 0 else "down"
+            parts.append(rect(x + (slot - wide) / 2, high, wide, low - high, f"solid {css}", title=title))
+        parts.append(text(x + slot / 2, bottom + 17, name, "t", "middle"))
+    parts.append(line(left, y(0), width, y(0), "axis"))
+    if reference is not None:
+        parts.append(line(left, y(reference), width, y(reference), "reference"))
+    parts += [
+        text((left + width) / 2, bottom + 36, axes[1], "l", "middle"),
+        text(10, (top + bottom) / 2, axes[0], "l", "middle", turn=True),
+    ]
+    return svg.drawing(width, bottom + 44, alt, parts, "chart small")
+
+
+def reliability(bins: Sequence[tuple[float, float, int]], name: str, alt: str) -> Markup:
+    """Predicted against observed: (mean probability, observed share, rows) a bin of the class `name`."""
+    width, top, bottom, left = 340, 12, 250, 56
+    high = min(1, math.ceil(max(max(p, o) for p, o, _ in bins) * 10 + 0.5) / 10)
+    x, y = Scale(0, high, left, width - 12), Scale(0, high, bottom, top)
+    marks = svg.ticks(0, high, 5)
+    parts = []
+    for mark in marks:
+        parts += [
+            line(left, y(mark), width - 12, y(mark), "grid"),
+            text(left - 7, y(mark) + 4, f"{mark:.0%}", "t", "end"),
+            text(x(mark), bottom + 17, f"{mark:.0%}", "t", "middle"),
+        ]
+    parts.append(line(x(0), y(0), x(high), y(high), "reference"))
+    points = [(x(p), y(o)) for p, o, _ in bins]
+    # two standard errors of a share
+    for (px, _), (_, observed, n) in zip(points, bins, strict=True):
+        error = 2 * math.sqrt(observed * (1 - observed) / n)
+        parts.append(line(px, y(observed - error), px, y(observed + error), "whisker"))
+    parts.append(svg.polyline(points, f"curve line-{name}"))
+    for (px, py), (predicted, observed, n) in zip(points, bins, strict=True):
+        title = f"said {svg.percent(predicted)}, came {svg.percent(observed)}, {svg.count(n)} rows"
+        parts.append(
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" class="dot {name}"><title>{title}</title></circle>'
+        )
+    parts += [
+        text((left + width) / 2, bottom + 36, f"predicted P({name})", "l", "middle"),
+        text(10, (top + bottom) / 2, "observed share", "l", "middle", turn=True),
+    ]
+    return svg.drawing(width, bottom + 44, alt, parts, "chart small")

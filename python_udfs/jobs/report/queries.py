@@ -1,4 +1,4 @@
-"""The SQL of the report. Every function returns one complete query: it is run as it stands and shown under its chart.
+"""The SQL of the report. Each function returns one complete query, run and shown as it stands.
 
 All aggregation happens here, in the database; Python gets at most some thousand rows.
 """
@@ -95,7 +95,9 @@ def quarantine() -> str:
 def units(instrument: Instrument) -> str:
     """At most one row: what the instrument's quantities and prices are counted in."""
     return _sql(f"""
-        select if(contract_value = 1, toString(base_asset), 'contracts') as quantity_unit, toString(quote_asset) as price_unit
+        select
+            if(contract_value = 1, toString(base_asset), 'contracts') as quantity_unit,
+            toString(quote_asset) as price_unit
         from {_table("features", "instruments")}
         where {_is(instrument)}
     """)
@@ -145,11 +147,11 @@ def stretch(instrument: Instrument, seconds: float, at_most: int) -> str:
     """)
 
 
-def mids(instrument: Instrument, start_us: int, end_us: int, bins: int) -> str:
-    """One row per time bin with book updates: the last mid known in it, and its range."""
+def mids(instrument: Instrument, start_us: int, end_us: int, width_us: int) -> str:
+    """One row per bin of `width_us` with book updates: the last mid known in it, and its range."""
     return _sql(f"""
         select
-            intDiv((toUnixTimestamp64Micro(known_at) - {start_us}) * {bins}, {end_us - start_us}) as bin,
+            intDiv(toUnixTimestamp64Micro(known_at) - {start_us}, {width_us}) as bin,
             argMax(mid, (known_at, timestamp, last_update_id)) as at_end,
             min(mid) as low,
             max(mid) as high
@@ -164,11 +166,11 @@ def mids(instrument: Instrument, start_us: int, end_us: int, bins: int) -> str:
     """)
 
 
-def traded(instrument: Instrument, ids: tuple[int, int], start_us: int, end_us: int, bins: int) -> str:
-    """One row per time bin with trades on the clock: prices, and what takers bought and sold."""
+def traded(instrument: Instrument, ids: tuple[int, int], start_us: int, width_us: int) -> str:
+    """One row per bin of `width_us` with trades of the buckets `ids[0]` to `ids[1]`: prices, taker volume."""
     return _sql(f"""
         select
-            intDiv((toUnixTimestamp64Micro(timestamp) - {start_us}) * {bins}, {end_us - start_us}) as bin,
+            intDiv(toUnixTimestamp64Micro(timestamp) - {start_us}, {width_us}) as bin,
             toFloat64(argMax(price, (bucket_id, position))) as at_end,
             toFloat64(min(price)) as low,
             toFloat64(max(price)) as high,
@@ -209,7 +211,10 @@ def triggers() -> str:
             countIf(cut_trigger = 'time') as time_cuts,
             countIf(cut_trigger = 'anchor') as anchor_cuts,
             buckets - time_cuts - anchor_cuts as own_cuts,
-            arrayStringConcat(arraySort(groupUniqArrayIf(toString(cut_trigger), cut_trigger not in ('time', 'anchor'))), ', ') as modes
+            arrayStringConcat(
+                arraySort(groupUniqArrayIf(toString(cut_trigger), cut_trigger not in ('time', 'anchor'))),
+                ', '
+            ) as modes
         from {_table("features", "unified_buckets")}
         group by exchange, market_type, symbol
         order by exchange, market_type, symbol
@@ -227,7 +232,8 @@ def columns(table: str) -> str:
 
 
 def distributions(instrument: Instrument, features: list[str]) -> str:
-    """One row per feature: its 1st, 50th and 99th percentile, NULLs, and counts of equal bins between p1 and p99."""
+    """One row per feature: percentiles, NULLs, and the counts of equal bins between p1 and p99."""
+    n = FEATURE_BINS
     pairs = ",\n".join(f"                    ({quote(f)}, toNullable(toFloat64(`{f}`)))" for f in features)
     return _sql(f"""
         with
@@ -254,7 +260,9 @@ def distributions(instrument: Instrument, features: list[str]) -> str:
                 countIf(value is null) as nulls,
                 countIf(not isFinite(value)) as not_finite,
                 uniqExactIf(value, isFinite(value)) as values_seen,
-                quantilesExactIf(0.01, 0.5, 0.99)(assumeNotNull(value), isFinite(value)) as percentiles
+                quantilesExactIf(0.01, 0.5, 0.99)(assumeNotNull(value), isFinite(value)) as percentiles,
+                percentiles[1] as low,
+                percentiles[3] as high
             from named
             group by feature
         )
@@ -267,10 +275,10 @@ def distributions(instrument: Instrument, features: list[str]) -> str:
             any(r.percentiles) as percentiles,
             sumForEachIf(
                 arrayMap(
-                    i -> toUInt32(i = least(toInt32(floor((n.value - r.percentiles[1]) / (r.percentiles[3] - r.percentiles[1]) * {FEATURE_BINS})), {FEATURE_BINS - 1})),
-                    range({FEATURE_BINS})
+                    i -> toUInt32(i = least(floor((n.value - r.low) / (r.high - r.low) * {n}), {n - 1})),
+                    range({n})
                 ),
-                n.value between r.percentiles[1] and r.percentiles[3] and r.percentiles[1] < r.percentiles[3]
+                n.value between r.low and r.high and r.low < r.high
             ) as bins
         from named as n
         inner join ranges as r
@@ -280,9 +288,10 @@ def distributions(instrument: Instrument, features: list[str]) -> str:
 
 
 def labels(horizons: list[str]) -> str:
-    """One row per instrument and horizon: how often the mid went down, stayed, went up, and how far ahead that looks."""
+    """One row per instrument and horizon: how often the mid went down, stayed, went up, and how far ahead."""
     rows = ",\n".join(
-        f"                ({quote(h)}, label_cls_{h}, dateDiff('microsecond', bucket_ts_end, label_known_at_{h}) / 1e6)"
+        f"                    ({quote(h)}, label_cls_{h}, "
+        f"dateDiff('microsecond', bucket_ts_end, label_known_at_{h}) / 1e6)"
         for h in horizons
     )
     return _sql(f"""
@@ -306,20 +315,14 @@ def labels(horizons: list[str]) -> str:
             countIf(class = 0) as flat,
             countIf(class = 1) as up,
             countIf(class is null) as unknown,
-            quantilesTDigestIf(0.5, 0.9)(assumeNotNull(seconds), seconds is not null) as seconds_quantiles
+            quantileTDigestIf(0.5)(assumeNotNull(seconds), seconds is not null) as seconds_ahead
         from labelled
         group by exchange, market_type, symbol, horizon
         order by exchange, market_type, symbol, horizon
     """)
 
 
-def latencies() -> str:
-    """One row per model: quantiles of each part of a score's latency (µs), and how old the scored rows were (ms)."""
-    parts = ",\n".join(
-        f"            quantilesExact(0.5, 0.9, 0.99, 1)({p}_us) as {p}" for p in ("read", "prepare", "run", "total")
-    )
-    return _sql(f"""
-        with
+_REQUESTS = """
         -- a request reads all its instruments at once: its latency counts once
         requests as (
             select
@@ -331,15 +334,24 @@ def latencies() -> str:
                 max(prepare_us) as prepare_us,
                 max(run_us) as run_us,
                 max(total_us) as total_us
-            from {_table("serving", "predictions")}
+            from {predictions}
             group by request_id, model_name, model_version
-        )
+        )"""
+
+
+def latencies() -> str:
+    """One row per model: median and 99th percentile of each part of a request's latency (µs)."""
+    parts = ",\n".join(
+        f"            quantilesTDigest(0.5, 0.99)({p}_us) as {p}" for p in ("read", "prepare", "run", "total")
+    )
+    return _sql(f"""
+        with{_REQUESTS.format(predictions=_table("serving", "predictions"))}
         select
             model_name,
             model_version,
             count() as requests,
             sum(instruments) as scores,
-            max(instruments) as most_instruments,
+            max(instruments) as most_scores,
 {parts}
         from requests
         group by model_name, model_version
@@ -348,19 +360,26 @@ def latencies() -> str:
 
 
 def latency_bins() -> str:
-    """One row per order-of-magnitude bin of a request's total latency (µs)."""
+    """One row per bin of log10 of a request's total latency (µs); in each the quantiles over all requests."""
     return _sql(f"""
+        with{_REQUESTS.format(predictions=_table("serving", "predictions"))},
+        overall as (
+            select quantilesTDigest(0.5, 0.99)(total_us) as quantiles
+            from requests
+        )
         select
-            toInt32(floor(log10(greatest(total_us, 1)) * {LATENCY_BINS_PER_DECADE})) as bin,
-            count() as requests
-        from (select request_id, max(total_us) as total_us from {_table("serving", "predictions")} group by request_id, model_version)
+            toInt32(floor(log10(greatest(r.total_us, 1)) * {LATENCY_BINS_PER_DECADE})) as bin,
+            count() as requests,
+            any(o.quantiles) as quantiles
+        from requests as r
+        cross join overall as o
         group by bin
         order by bin
     """)
 
 
 def staleness() -> str:
-    """One row per instrument: how old the scored rows were (ms), how many were too old, and the last score."""
+    """One row per instrument: how old the scored rows were (ms), how many too old, and the last score."""
     return _sql(f"""
         select
             exchange,
@@ -368,7 +387,7 @@ def staleness() -> str:
             symbol,
             count() as scores,
             countIf(stale) as stale_scores,
-            quantilesExact(0.5, 0.99)(age_ms) as age_ms_quantiles,
+            quantilesTDigest(0.5, 0.99)(age_ms) as age_ms_quantiles,
             toUnixTimestamp64Micro(max(predicted_at)) as last_us,
             argMax(score, predicted_at) as last_score,
             max(missing_features) as most_missing

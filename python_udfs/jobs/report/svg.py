@@ -20,7 +20,7 @@ MISSING = "–"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps a value in [low, high] to px in [start, end] (end < start: upwards). `log`: by order of magnitude."""
+    """Maps a value in [low, high] to px in [start, end] (end < start: upwards); `log`: by its logarithm."""
 
     low: float
     high: float
@@ -60,7 +60,28 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
 
 
-_TIME_STEPS_S = (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+_TIME_STEPS_S = (
+    0.1,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14400,
+    21600,
+    43200,
+    86400,
+)
 
 
 def time_ticks(start_us: int, end_us: int, about: int = 10) -> list[int]:
@@ -71,18 +92,23 @@ def time_ticks(start_us: int, end_us: int, about: int = 10) -> list[int]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: at least `digits` significant digits, thousands separated, no long tails of zeros."""
+    """A number for people: `digits` significant digits, but every digit of an integer below a million."""
     if value is None or math.isnan(value):
         return MISSING
     if value == 0 or math.isinf(value):
-        return f"{value:g}"
-    size = math.floor(math.log10(abs(value)))
-    if -4 <= size < 6:
-        return _signed(f"{value:,.{max(0, digits - 1 - size)}f}")
-    if 6 <= size < 12:
-        unit, name = (1e9, "G") if size >= 9 else (1e6, "M")
-        return _signed(f"{value / unit:.{max(0, digits - 1 - size % 3)}f}{name}")
-    return _signed(f"{value:.{digits - 1}e}")
+        return f"{value:g}".replace("-", "−")
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    size = int(exponent)
+    if not -3 <= size < 12:
+        return f"{_plain(mantissa)}e{size}".replace("-", "−")
+    unit, name = (1e9, "G") if size >= 9 else (1e6, "M") if size >= 6 else (1, "")
+    decimals = max(0, digits - 1 - (size % 3 if name else size))
+    return _plain(f"{value / unit:,.{decimals}f}").replace("-", "−") + name
+
+
+def _plain(text: str) -> str:
+    """Without the zeros at the end of its decimals."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def tick_label(value: float, step: float) -> str:
@@ -91,11 +117,7 @@ def tick_label(value: float, step: float) -> str:
         return "0"
     if abs(value) >= 1e6 or abs(step) < 1e-5:
         return number(value)
-    return _signed(f"{value:,.{max(0, -math.floor(math.log10(abs(step)) + 1e-9))}f}")
-
-
-def _signed(text: str) -> str:
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+    return f"{value:,.{max(0, -math.floor(math.log10(abs(step)) + 1e-9))}f}".replace("-", "−")
 
 
 def count(value: float) -> str:
@@ -131,28 +153,35 @@ def seconds(value: float | None) -> str:
     return f"{sign}{size / 31_557_600:.3g} years"
 
 
-def clock(us: int, *, day: bool = False, fraction: bool = False) -> str:
-    """A UTC time of day from µs since the epoch."""
-    at = datetime.fromtimestamp(us / 1e6, UTC)
-    text = at.strftime("%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S")
-    return f"{text}.{at.microsecond // 1000:03d}" if fraction else text
+def clock(us: int, pattern: str = "%H:%M:%S") -> str:
+    """A UTC time from µs since the epoch; `%f` in the pattern is milliseconds."""
+    at = datetime.fromtimestamp(us // 1_000_000, UTC)
+    return at.strftime(pattern.replace("%f", f"{us // 1000 % 1000:03d}"))
+
+
+MINUTE, MILLISECOND = "%Y-%m-%d %H:%M", "%H:%M:%S.%f"
 
 
 Anchor = Literal["start", "middle", "end"]
 
 
-def text(x: float, y: float, content: str, css: str = "t", anchor: Anchor = "start", *, turn: bool = False) -> str:
+def text(
+    x: float, y: float, content: str, css: str = "t", anchor: Anchor = "start", *, turn: bool = False
+) -> str:
     """A line of text; `turn` writes it upwards, for the name of a y axis."""
     rotate = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}"{rotate}>{escape(content)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}"{rotate}>{escape(content)}</text>'
+    )
 
 
-def rect(x: float, y: float, width: float, height: float, css: str, title: str = "", *, radius: float = 0) -> str:
+def rect(
+    x: float, y: float, width: float, height: float, css: str, *, title: str = "", radius: float = 0
+) -> str:
     """A rectangle, with what the pointer shows over it."""
     round_ = f' rx="{radius:g}"' if radius else ""
-    body = (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"{round_} class="{css}"'
-    )
+    size = f'width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"{round_}'
+    body = f'<rect x="{x:.1f}" y="{y:.1f}" {size} class="{css}"'
     return f"{body}><title>{escape(title)}</title></rect>" if title else f"{body}/>"
 
 

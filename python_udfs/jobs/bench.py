@@ -1,0 +1,148 @@
+"""`make bench`: throughput and latency on generated data, each beside a bound or a peer measured in the same run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from python_udfs import db
+from python_udfs.errors import UserError
+from python_udfs.settings import REPOSITORY, settings
+
+console = Console()
+CLOCK = "stg_trades stg_watermarks stg_orderbooks bucket_config bucket_tapes"
+
+
+@dataclass
+class Size:
+    """What one size of market cost, in seconds; `build` is the median of the runs."""
+
+    trades: int
+    books: int = 0
+    ingest_s: float = 0.0
+    clock_s: list[float] = field(default_factory=list)
+    scan_s: list[float] = field(default_factory=list)
+    build_s: list[float] = field(default_factory=list)
+
+
+def _dbt(*words: str) -> float:
+    """Seconds of one dbt command, its start and parse included: what a user waits for."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "dbt"), *words, "--quiet"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )
+    if done.returncode:
+        raise UserError(f"dbt {' '.join(words)} failed:\n{done.stdout[-2000:]}")
+    return time.perf_counter() - began
+
+
+def _query_seconds(node: str) -> float:
+    """Server-side seconds of the last finished INSERT of a dbt model."""
+    with db.connect() as c:
+        c.execute("system flush logs")
+        found = c.execute(
+            "select query_duration_ms / 1000 from system.query_log where type = 'QueryFinish' "
+            "and query_kind = 'Insert' and query like %(node)s order by event_time_microseconds desc limit 1",
+            {"node": f'%"node_id": "model.marketprism.{node}"%'},
+        )
+    return float(found[0][0])
+
+
+def _scan_seconds() -> float:
+    """The bound: reading the same trades, grouped and sorted into tapes, and nothing else."""
+    query = (
+        "select sum(length(arraySort(groupArray((timestamp, trade_seq, price, quantity, side))))) from "
+        "stg_trades group by exchange, market_type, symbol, toStartOfHour(timestamp) format Null"
+    )
+    with db.connect(settings().database("features")) as c:
+        began = time.perf_counter()
+        c.execute(query)
+        return time.perf_counter() - began
+
+
+def _size(millions: float, runs: int) -> Size:
+    from python_udfs.ingest.generator import GeneratedReader, MarketConfig, write
+    from python_udfs.ingest.loader import load
+    from python_udfs.migrate import drop_all, migrate
+
+    drop_all()
+    migrate()
+    config = MarketConfig.benchmark(int(millions * 1e6))
+    folder = settings().data_dir / "generated" / f"bench-{millions:g}m"
+    write(config, folder)
+    result = load(GeneratedReader(folder))
+    size = Size(trades=result.rows["trades"], books=result.rows.get("orderbooks", 0), ingest_s=result.seconds)
+    _dbt("seed")
+    for _ in range(runs):
+        _dbt("run", "--full-refresh", "--select", *CLOCK.split())
+        size.clock_s.append(_query_seconds("bucket_tapes"))
+        size.scan_s.append(_scan_seconds())
+        size.build_s.append(_dbt("build", "--full-refresh", "--exclude-resource-type", "unit_test"))
+    return size
+
+
+def _throughput(sizes: list[Size]) -> Table:
+    table = Table(title="throughput (medians)")
+    for name in ("trades", "books", "ingest rows/s", "buckets trades/s", "x scan and sort", "dbt build s", "µs per trade"):
+        table.add_column(name, justify="right")
+    for s in sizes:
+        clock, scan, build = (statistics.median(x) for x in (s.clock_s, s.scan_s, s.build_s))
+        table.add_row(
+            f"{s.trades:,}", f"{s.books:,}", f"{(s.trades + s.books) / s.ingest_s:,.0f}", f"{s.trades / clock:,.0f}",
+            f"{clock / scan:.1f}", f"{build:.1f}", f"{build / s.trades * 1e6:.2f}",
+        )
+    return table
+
+
+def _percentiles(action: Callable[[], object], runs: int) -> tuple[float, float]:
+    """p50 and p99 in milliseconds, after a warm-up."""
+    for _ in range(10):
+        action()
+    times = np.empty(runs)
+    for i in range(runs):
+        began = time.perf_counter()
+        action()
+        times[i] = time.perf_counter() - began
+    p50, p99 = np.percentile(times * 1000, [50, 99])
+    return float(p50), float(p99)
+
+
+def bench_command(
+    millions: Annotated[str, typer.Option(help="Sizes of the generated market, in millions of trades.")] = "1,5,20",
+    runs: Annotated[int, typer.Option(help="Runs per size; the median is printed.", min=1)] = 3,
+    calls: Annotated[int, typer.Option(help="Calls per latency.", min=20)] = 500,
+) -> None:
+    """Measure ingest, the clock, the full build and the score path, in databases of its own that are dropped at the end."""
+    if settings().db_prefix != "bench_":
+        os.environ["MARKETPRISM_DB_PREFIX"] = "bench_"
+        settings.cache_clear()
+    from python_udfs.migrate import drop_all
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}")
+    with db.connect() as c:
+        console.print(f"ClickHouse {c.execute('select version()')[0][0]}")
+    sizes = []
+    try:
+        for m in (float(x) for x in millions.split(",")):
+            with console.status(f"{m:g} M trades"):
+                sizes.append(_size(m, runs))
+            console.print(_throughput(sizes[-1:]))
+        console.print(_throughput(sizes))
+        console.print(_latency(calls))
+    finally:
+        drop_all()

@@ -1,0 +1,109 @@
+"""Running dbt on a project folder: the repository itself, or a copy with one text changed (a planted leak)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dbt.cli.main import dbtRunner
+
+from python_udfs import db
+from python_udfs.settings import REPOSITORY, settings
+
+# What a dbt project is here. Folders that another engineer has not filled yet may be absent.
+PROJECT: Final = ("dbt_project.yml", "profiles.yml", "dbt_project", "macros", "seeds", "tests/dbt")
+SEEDS: Final = ("instruments", "source_availability", "bucket_defaults")
+# Small blocks: the bits of a result must not depend on where the engine happens to cut its input.
+BLOCK_ROWS: Final = 997
+
+
+def replace_once(text: str, old: str, new: str, where: object) -> str:
+    """`text` with `old` replaced.
+
+    Raises:
+        AssertionError: `old` is not there exactly once: the code has moved on, and so must the caller.
+    """
+    assert text.count(old) == 1, f"{where}: expected exactly once, found {text.count(old)} times: {old!r}"
+    return text.replace(old, new)
+
+
+def copy_project(folder: Path) -> Path:
+    """The dbt project of the repository, copied into `folder`."""
+    for name in PROJECT:
+        source = REPOSITORY / name
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        elif source.exists():
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def patch(project: Path, file: str, old: str, new: str) -> None:
+    """Changes one text in one file of a copied project."""
+    path = project / file
+    path.write_text(replace_once(path.read_text(), old, new, file))
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A project, and the database that its models go to. Raw tables are those of the current store."""
+
+    project: Path
+    features: str
+    target: Path
+
+    def dbt(self, *words: str, fails: bool = False, **variables: object) -> list[Any]:
+        """Runs dbt in this process and returns its results; `fails`: failing tests are no error.
+
+        Raises:
+            AssertionError: a node failed; the message names it.
+        """
+        argv = [*words, "--quiet", "--project-dir", str(self.project), "--profiles-dir", str(self.target)]
+        argv += ["--target-path", str(self.target), "--log-path", str(self.target)]
+        if variables:
+            argv += ["--vars", json.dumps(variables)]
+        done = dbtRunner().invoke(argv)
+        results = list(getattr(done.result, "results", []))
+        bad = [f"{r.node.name}: {r.message}" for r in results if r.status in ("error", "runtime error") or (r.status == "fail" and not fails)]
+        if bad or (done.exception and not results):
+            raise AssertionError(f"dbt {' '.join(words)}: {bad or done.exception}")
+        return results
+
+    def manifest(self) -> dict[str, Any]:
+        """What dbt knows about the project, after a run."""
+        manifest: dict[str, Any] = json.loads((self.target / "manifest.json").read_text())
+        return manifest
+
+
+@contextmanager
+def building(project: Path, target: Path, name: str = "", seeds_from: Build | None = None) -> Iterator[Build]:
+    """A build of `project` in a features database of its own if it has a `name`; that one is dropped at the end.
+
+    seeds_from: takes over another build's reference data, as it is.
+    """
+    features = settings().database("features") + (f"_{name}" if name else "")
+    target.mkdir(parents=True, exist_ok=True)
+    profile = (project / "profiles.yml").read_text()
+    profile = replace_once(profile, "}}marketprism_features\"", f"}}}}marketprism_features{'_' + name if name else ''}\"", "profiles.yml")
+    setting = "precise_float_parsing: 1"
+    profile = replace_once(profile, setting, f"{setting}\n        max_block_size: {BLOCK_ROWS}", "profiles.yml")
+    (target / "profiles.yml").write_text(profile)
+    build = Build(project, features, target)
+    try:
+        if seeds_from:
+            with db.connect() as c:
+                c.execute(f"create database {features}")
+                for table in SEEDS:
+                    c.execute(f"create table {features}.{table} as {seeds_from.features}.{table}")
+                    c.execute(f"insert into {features}.{table} select * from {seeds_from.features}.{table}")
+        yield build
+    finally:
+        if name:
+            with db.connect() as c:
+                c.execute(f"drop database if exists {features} sync")

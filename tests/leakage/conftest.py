@@ -1,0 +1,86 @@
+"""One story for every market: build it whole, cut, shuffled; let it grow; build it again. Each module tells it once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from python_udfs.settings import REPOSITORY
+from tests.leakage import market
+from tests.leakage.build import Build, building
+from tests.leakage.checks import Comparison, compare
+from tests.leakage.variants import Treatment, Variant, add_instruments, grow, make, moments, set_defaults
+
+CLOCK = ("--select", "stg_trades", "stg_orderbooks", "stg_watermarks", "bucket_config", "bucket_tapes", "unified_buckets")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What goes with the raw rows of symbol FULL in the store: rows of bucket_defaults, and contract values by market."""
+
+    defaults: Sequence[tuple[object, ...]]
+    contract_values: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    build: Build
+    variants: list[Variant]
+
+    def of(self, *treatments: str) -> list[Variant]:
+        return [v for v in self.variants if v.treatment in treatments]
+
+
+def generated() -> Loaded:
+    """Puts the generated market into the current store."""
+    market.load()
+    return Loaded(
+        [(*of, "*", *row) for of, row in market.MARKETS.items()],
+        {(exchange, market_type): 100 if market_type == "inverse" else 1 for exchange, market_type in market.MARKETS},
+    )
+
+
+def prepared(build: Build, loaded: Loaded, treatments: Sequence[Treatment], only: Sequence[str] = ()) -> Story:
+    """Seeds, the clock of FULL, the moments that it has, and the variants' raw rows: ready for `dbt run --full-refresh`.
+
+    only: of the moments T, these.
+    """
+    build.dbt("seed")
+    set_defaults(build.features, loaded.defaults)
+    build.dbt("run", *CLOCK)
+    at = {name: t for name, t in moments(build.features, seed=5).items() if not only or name in only}
+    variants = make(at, treatments)
+    add_instruments(build.features, loaded.contract_values, ["FULL", *(v.symbol for v in variants)])
+    return Story(build, variants)
+
+
+@pytest.fixture(scope="module")
+def built(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Everything built at once: FULL, cut, shuffled, and (cut as well) those that are to grow."""
+    with building(REPOSITORY, tmp_path_factory.mktemp("dbt")) as build:
+        story = prepared(build, loaded, ["cut", "shuffle", "late"])
+        build.dbt("run", "--full-refresh")
+        yield story
+
+
+@pytest.fixture(scope="module")
+def at_once(built: Story) -> dict[str, Comparison]:
+    """Comparisons of the first build, by treatment."""
+    return {t: compare(built.build, built.of(t), t) for t in ("cut", "shuffle")}
+
+
+@pytest.fixture(scope="module")
+def grown(built: Story, at_once: object) -> dict[str, Comparison]:
+    """After the late rows came and an ordinary run took them in."""
+    grow(built.variants)
+    built.build.dbt("run")
+    return {t: compare(built.build, built.of(t), t) for t in ("late", "resumed")}
+
+
+@pytest.fixture(scope="module")
+def rebuilt(built: Story, grown: object) -> Comparison:
+    """After everything was built anew from all rows."""
+    built.build.dbt("run", "--full-refresh")
+    return compare(built.build, built.variants, "rebuilt")
