@@ -182,7 +182,7 @@ class MarketConfig:
     book_interval_ms: int = 100
     book_heartbeat_ms: int = 1000
     volatility: float = 0.5
-    predictability: float = 0.3
+    predictability: float = 0.35
     lead_lag_ms: int = 400
     truths: tuple[str, ...] = TRUTHS
 
@@ -317,7 +317,8 @@ class _Path:
         log_price: with TAIL_STEPS values of the past in front, shape (TAIL_STEPS + k + 1,), and the next
             block's first value at the end.
         sigma: standard deviation of a step's return; `vol_level` the same without the quiet windows.
-        pressure: the latent buying pressure, about N(0, 1).
+        pressure: the latent buying pressure, about N(0, 1): tilts orders, and the price later.
+        chase: the returns of the last seconds, about N(0, 1): tilts orders, says nothing of the future.
         activity: multiplier of the order rate, mean about 1.
     """
 
@@ -326,6 +327,7 @@ class _Path:
     sigma: Floats
     vol_level: Floats
     pressure: Floats
+    chase: Floats
     activity: Floats
 
 
@@ -336,7 +338,7 @@ class _Symbol:
         self.config, self.plan, self.number = config, plan, number
         self.name = SYMBOLS[number]
         self.past = np.full(TAIL_STEPS + 1, np.log(START_PRICE[self.name]))
-        self.vol = self.pressure = self.activity = 0.0
+        self.vol = self.pressure = self.chase = self.activity = 0.0
         # Busy spells of some four minutes between calm ones of ten.
         self.busy = _Episodes(_rng(config, 0, number), config.minutes * 60, (600.0, 240.0))
         rho = config.predictability if "predictability" in config.truths else 0.0
@@ -363,10 +365,10 @@ class _Symbol:
         vol = _ar1(rng.standard_normal(k), 600 * second, self.vol)
         pressure = _ar1(rng.standard_normal(k), PRESSURE_TAU_S * second, self.pressure)
         activity = _ar1(rng.standard_normal(k), 30 * second, self.activity)
-        self.vol, self.pressure, self.activity = vol[-1], pressure[-1], activity[-1]
         spells, vol_spells = self._spells(t)
 
         level = self.config.volatility / np.sqrt(STEPS_PER_YEAR) * np.exp(0.2 * vol - 0.02) * vol_spells
+        last_activity = activity[-1]
         activity = np.exp(0.45 * activity - 0.1) * spells / self.usual_spells
         quiet = np.zeros(k, dtype=bool)
         for place, (first, last) in (
@@ -377,13 +379,17 @@ class _Symbol:
                 quiet |= _inside(t, (first, last))
         sigma = level * np.where(quiet, 0.1, 1.0)
 
-        shock = rng.standard_normal(k)
+        # News moves the price and draws orders after it: the price impact that Kyle's lambda measures.
+        news = rng.standard_normal(k)
+        chase = _ar1(news, 3 * second, self.chase)
+        shock = 0.6 * news + 0.8 * rng.standard_normal(k)
         jumps = (rng.random(k) < 1 / (600 * second)) & ~quiet  # one in ten minutes, some 7 bps
         shock[jumps] += 25 * rng.standard_normal(int(jumps.sum()))
         returns = sigma * (shock + self.drift * pressure) - sigma**2 / 2
         path = np.concatenate([self.past, self.past[-1] + np.cumsum(returns)])
         self.past = path[-(TAIL_STEPS + 1) :]
-        return _Path(t, path, sigma, level, pressure, activity)
+        self.vol, self.pressure, self.chase, self.activity = vol[-1], pressure[-1], chase[-1], last_activity
+        return _Path(t, path, sigma, level, pressure, chase, activity)
 
 
 # Columns with few values travel as dictionaries: equal in every table, so that tables concatenate cheaply.
@@ -658,7 +664,7 @@ class _Feed:
         coming = path.log_price[TAIL_STEPS + 1 : TAIL_STEPS + 1 + k]
         informed = np.clip((coming - delayed) / (path.sigma * np.sqrt(self.lag + 1)), -2, 2)
         splitting, sign = self.meta.at((path.t - self.config.start) / SECOND)
-        logit = 1.1 * path.pressure + 0.8 * sign * splitting + 0.6 * informed
+        logit = 1.2 * path.pressure + path.chase + 0.7 * sign * splitting + 0.6 * informed
         logit = np.where(absorbing, -2.5, np.where(prints, 2.5, logit))
         buys = rng.random(n) < (1 / (1 + np.exp(-logit)))[order_step]
 

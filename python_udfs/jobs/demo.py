@@ -18,8 +18,9 @@ from python_udfs.errors import UserError
 from python_udfs.settings import REPOSITORY, settings
 
 console = Console()
-# Recordings are minutes long: buckets of a few seconds give enough rows to train on. The generated market is hours long.
-RECORDED_CLOCK = '{"t_target_s": 2, "t_max_s": 4}'
+# Short markets need short buckets to have rows enough to train on: a recording lasts minutes, the generated one hours.
+RECORDED_CLOCK = ("--vars", '{"t_target_s": 2, "t_max_s": 4}')
+GENERATED_CLOCK = ("--vars", '{"t_target_s": 10, "t_max_s": 20}')
 
 
 def _run(*command: str) -> None:
@@ -71,13 +72,12 @@ def demo_command(
     def step(name: str, *command: str) -> None:
         steps.append((name, lambda: _run(*command)))
 
-    clock: tuple[str, ...] = ()
+    clock = GENERATED_CLOCK if data is None else RECORDED_CLOCK
     if data is None:
         folder = layers.data_dir / "generated" / f"demo-{minutes}m"
         step("generate", "marketprism", "ingest", "generate", "--out", str(folder), "--minutes", str(minutes))
         step("ingest", "marketprism", "ingest", "files", str(folder))
     else:
-        clock = ("--vars", RECORDED_CLOCK)
         step("ingest", "marketprism", "ingest", "files", str(data))
     step("build", "dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", *clock)
     step("train", "marketprism", "train")

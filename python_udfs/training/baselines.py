@@ -22,7 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from python_udfs.errors import UserError
 from python_udfs.scorer.card import ModelType
 
-THREADS: Final = 2
+# More gain nothing up to some 100,000 rows and, on a busy machine, wait for each other for seconds.
+_THREADS: Final = 1
 _ROUNDS: Final = 80
 
 
@@ -74,7 +75,7 @@ class Trees:
     classes: list[int]
 
     def probabilities(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        return np.asarray(self.booster.predict(rows, num_threads=THREADS)).reshape(
+        return np.asarray(self.booster.predict(rows, num_threads=_THREADS)).reshape(
             len(rows), len(self.classes)
         )
 
@@ -130,7 +131,7 @@ def _fit_trees(
         "deterministic": True,
         "force_row_wise": True,
         "seed": seed,
-        "num_threads": THREADS,
+        "num_threads": _THREADS,
         "verbosity": -1,
     }
     data = lgb.Dataset(rows, np.searchsorted(classes, labels))

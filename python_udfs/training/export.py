@@ -21,10 +21,8 @@ from python_udfs.errors import UserError
 from python_udfs.scorer.card import INPUT, OUTPUT
 from python_udfs.training.baselines import Baseline, Logistic, Trees, Winsorizer
 
-OPSET: Final = 18
-ML_OPSET: Final = 3
+OPSET: Final = 15  # the newest that both converters write
 PARITY_LIMIT: Final = 1e-4
-_TARGET: Final = {"": OPSET, "ai.onnx.ml": ML_OPSET}
 
 
 def _winsorizer_shape(operator: Any) -> None:
@@ -49,7 +47,7 @@ def to_onnx(model: Logistic | Trees, n_features: int) -> bytes:
             name="logistic",  # the default is a random name
             initial_types=[(INPUT, FloatTensorType([None, n_features]))],
             options={id(model.pipeline): {"zipmap": False}},
-            target_opset=_TARGET,
+            target_opset=OPSET,
         )
     else:
         graph = convert_lightgbm(
@@ -57,7 +55,7 @@ def to_onnx(model: Logistic | Trees, n_features: int) -> bytes:
             name="lightgbm",
             initial_types=[(INPUT, LightgbmFloat([None, n_features]))],
             zipmap=False,
-            target_opset=_TARGET,
+            target_opset=OPSET,
         )
     return bytes(graph.SerializeToString())
 

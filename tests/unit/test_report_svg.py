@@ -113,7 +113,7 @@ def test_what_comes_from_data_is_escaped_everywhere() -> None:
     assert root.attrib["aria-label"] == HOSTILE
     assert [t.text for t in root.iter() if t.text] == [HOSTILE, HOSTILE]
     assert "<b>" not in drawn
-    assert "<b>" not in table([HOSTILE], "l", [[HOSTILE]])
+    assert "<b>" not in table(HOSTILE, "l", [[HOSTILE]])
     assert "<b>" not in empty(f"run `{HOSTILE}` or {HOSTILE}")
 
 
@@ -122,7 +122,7 @@ def test_a_line_breaks_at_a_gap() -> None:
 
 
 def test_a_table_aligns_numbers_and_keeps_marked_cells() -> None:
-    assert table(["a", "b"], "lr", [["x", "1"], ["y", Markup("<td>!</td>")]]) == (
+    assert table("a | b", "lr", [["x", "1"], ["y", Markup("<td>!</td>")]]) == (
         '<table><thead><tr><th>a</th><th class="r">b</th></tr></thead>'
         '<tbody><tr><td>x</td><td class="r">1</td></tr><tr><td>y</td><td>!</td></tr></tbody></table>'
     )

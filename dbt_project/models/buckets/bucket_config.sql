@@ -115,7 +115,8 @@ select
         if(
             is_calibrated,
             greatest(least(t_target_us / 1000000 * coalesce(c.vps_p50, 0), toFloat64(d.q_max)), toFloat64(d.q_min)),
-            toFloat64(d.q_bucket)
+            -- the seed's size is for the seed's target time
+            toFloat64(d.q_bucket) * t_target_us / (toFloat64(d.t_target_s) * 1000000)
         ), 8
     ) as q_bucket,
     toUInt32(d.n_trades) as n_trades,
