@@ -182,7 +182,7 @@ class MarketConfig:
     book_interval_ms: int = 100
     book_heartbeat_ms: int = 1000
     volatility: float = 0.5
-    predictability: float = 0.35
+    predictability: float = 0.45
     lead_lag_ms: int = 400
     truths: tuple[str, ...] = TRUTHS
 
@@ -761,12 +761,13 @@ class _Feed:
         day, tick = self.day, self.instrument.tick_e8
         pieces = len(path.t) * STEP // PIECE
         edges = np.searchsorted(steps, np.arange(pieces + 1) * (PIECE // STEP))
-        # The last price before each edge: at most one piece's trades are looked at twice.
-        last = np.where(edges > 0, np.append(day.last[-1], ticks)[edges], day.last[-1])
+        # The last price before each edge.
+        last = np.append(day.last[-1], ticks)[edges]
         empty = np.diff(edges) == 0
 
         def reduced(how: np.ufunc) -> Ints:
-            values = how.reduceat(np.append(ticks, 0), edges[:-1])
+            # One more value, so that every edge is an index; the last price again, which changes no extreme.
+            values = how.reduceat(np.append(ticks, last[-1]), edges[:-1])
             return np.asarray(np.where(empty, last[:-1], values))
 
         total = np.diff(np.concatenate([[0], np.cumsum(lots)])[edges])

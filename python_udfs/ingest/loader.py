@@ -31,6 +31,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -165,9 +166,9 @@ def load(
             return result
         store.drop_private(load_id)
         store.drop_stale()
-        stage = _Stage(store, load_id, reader.data_source, known, rules)
         try:
-            _read(reader, stage, total, progress)
+            with _Stage(store, load_id, reader.data_source, known, rules) as stage:
+                _read(reader, stage, total, progress)
             if not stage.rows and not stage.rejects:
                 raise BadFileError(", ".join(files), "no rows")  # noqa: TRY301 - drop what was staged
             moves, result.rows, result.duplicates = _plan(store, stage)
@@ -383,12 +384,21 @@ class _Stage:
         self._buffers: dict[Kind, _Buffer] = {}
         self._refused: list[Reject] = []
         self._watermarks: dict[tuple[Kind, str, str, str], int] = {}
+        # Rows are sent while the next are read; one insert at a time, and one waits at most.
+        self._sender = ThreadPoolExecutor(max_workers=1)
+        self._sent: Future[None] | None = None
         fields = ("kind", "data_source", "file", "field", "reason_code", "reason", "raw")
         store.run(
             f"create table {_private(load_id, 'quarantine')} (line UInt64, "
             + ", ".join(f"{name} String" for name in fields)
             + ") engine = MergeTree order by (kind, file, line)"
         )
+
+    def __enter__(self) -> _Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sender.shutdown(cancel_futures=True)
 
     def add(self, batch: Batch) -> None:
         """Takes the batch's good rows; the others become rejects."""
@@ -453,6 +463,8 @@ class _Stage:
         for kind in self._buffers:
             self._send(kind)
         self._send_rejects()
+        if self._sent is not None:
+            self._sent.result()
 
     def kinds(self) -> list[Kind]:
         return list(self._buffers)
@@ -474,7 +486,7 @@ class _Stage:
         """A batch's own numbers of a column's texts into those of the load."""
         table = self.codes[column]
         mapping = np.zeros(len(texts), dtype=np.uint32)
-        for code in np.unique(local):
+        for code in np.flatnonzero(np.bincount(local, minlength=len(texts))):
             mapping[code] = table.setdefault(texts[code], len(table))
         return mapping[local]
 
@@ -493,15 +505,19 @@ class _Stage:
         buffer = self._buffers[kind]
         if not buffer.rows:
             return
-        columns = list(buffer.columns[0])
-        data = [np.concatenate([part[name] for part in buffer.columns]) for name in columns]
+        if self._sent is not None:
+            self._sent.result()
+        self._sent = self._sender.submit(self._insert, kind, buffer.columns)
+        self._buffers[kind] = _Buffer()
+
+    def _insert(self, kind: Kind, parts: list[dict[str, npt.NDArray[Any]]]) -> None:
+        columns = list(parts[0])
         self._store.bulk.execute(
             f"insert into {_private(self.load_id, kind)} ({names(columns)}) values",
-            data,
+            [np.concatenate([part[name] for part in parts]) for name in columns],
             columnar=True,
             settings={"async_insert": 0},
         )
-        self._buffers[kind] = _Buffer()
 
     def _send_rejects(self) -> None:
         if not self._refused:
@@ -708,7 +724,7 @@ def _conversion(stage: _Stage, kind: Kind, low: int, high: int) -> str:
     types = _types(kind)
     columns = [*types, "known_at"]
     natural = [*INSTRUMENT, *NATURAL_KEY[kind]]
-    # The first by line, in the wire's terms. Cutting a stamp to ms leaves it in its second.
+    # The first by line, in the wire's terms. A stamp cut to ms stays in its second, and so in its slice.
     once = ", ".join(
         [f"s.{name}" for name in natural]
         + ([f"intDiv(s.timestamp, {SAME_TRADE_US})"] if kind == "trades" else [])
@@ -725,10 +741,6 @@ def _conversion(stage: _Stage, kind: Kind, low: int, high: int) -> str:
         "(" + ", ".join(quote(part) for part in i) + ")" for i in sorted(stage.instruments[kind])
     )
     needed = ", ".join(dict.fromkeys([*natural, "timestamp"]))
-    there = (
-        f"timestamp >= {_time(low - margin)} and timestamp < {_time(high + margin)} "
-        f"and (exchange, market_type, symbol) in ({instruments})"
-    )
     fresh = _private(stage.load_id, f"{kind}_new")
     return f"""
 insert into {fresh} ({names(columns)})
@@ -747,9 +759,9 @@ with
 select {", ".join(f"f.{c}" for c in columns)}
 from fresh as f
 left anti join (
-    select {needed} from {kind} where {there}
-    union all
-    select {needed} from {fresh} where {there}
+    select {needed} from {kind}
+    where timestamp >= {_time(low - margin)} and timestamp < {_time(high + margin)}
+        and (exchange, market_type, symbol) in ({instruments})
 ) as o on {" and ".join(same)}
 """
 
@@ -815,8 +827,9 @@ def _move(store: Store, load_id: str) -> LoadResult:
         except driver_errors.ServerException as e:
             raise UserError(
                 f"the server refused rows of {', '.join(result.files)} for "
-                f"{store.database}.{journal.moves[step][0]}: {_first_line(e)}. Mend the cause (a materialized view that fails?); the next load goes on "
-                f"from there. To give the load up, drop the tables {_private(load_id)}_*, the journal first"
+                f"{store.database}.{journal.moves[step][0]}: {_first_line(e)}. "
+                "Mend the cause (a materialized view that fails?); the next load goes on from there. "
+                f"To give the load up, drop the tables {_private(load_id)}_*, the journal first"
             ) from e
         store.note_step(load_id, step + 1)
     _move_rejects(store, result)

@@ -38,6 +38,14 @@ class Size:
     build_s: list[float] = field(default_factory=list)
 
 
+def _marketprism(*words: str) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "marketprism"), *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"marketprism {' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
 def _dbt(*words: str) -> float:
     """Seconds of one dbt command, its start and parse included: what a user waits for."""
     began = time.perf_counter()
@@ -119,6 +127,42 @@ def _percentiles(action: Callable[[], object], runs: int) -> tuple[float, float]
         times[i] = time.perf_counter() - began
     p50, p99 = np.percentile(times * 1000, [50, 99])
     return float(p50), float(p99)
+
+
+def _latency(calls: int) -> Table:
+    """The score path on the rows of the last size, for 1 and 50 instruments, beside SELECT 1 on the same connection."""
+    from python_udfs.scorer.scorer import Instrument, Scorer
+
+    models = settings().data_dir / "models" / "bench"
+    _marketprism("train", "--model", "logistic", "--name", "bench")
+    with db.connect(settings().database("features")) as c:
+        # fifty instruments: copies of the newest hour under other names
+        columns = [r[0] for r in c.execute("select name from system.columns where database = currentDatabase() and table = 'feature_vector_v1'")]
+        values = ", ".join("concat(symbol, '-', toString(copy))" if n == "symbol" else f"`{n}`" for n in columns)
+        c.execute(
+            f"insert into feature_vector_v1 ({', '.join(columns)}) select {values} from feature_vector_v1 "
+            "array join range(1, 8) as copy where bucket_ts_start > (select max(bucket_ts_start) from feature_vector_v1) - toIntervalHour(1)"
+        )
+        every = [Instrument(*key) for key in c.execute("select distinct exchange, market_type, symbol from feature_vector_v1 order by 1, 2, 3")]
+        table = Table(title=f"score path, {calls} calls each, ms")
+        for name in ("what", "p50", "p99", "p50 / SELECT 1"):
+            table.add_column(name, justify="right")
+        bound = _percentiles(lambda: c.execute("select 1"), calls)
+    rows = [("SELECT 1", bound)]
+    with Scorer(models) as scorer:
+        for n in (1, 50):
+            some = every[:n]
+            newest = {i: row.features for i, row in scorer._latest(some, None).items()}
+            inputs = np.array(list(newest.values()), dtype=np.float32)
+            rows += [
+                (f"read the latest row of {n}", _percentiles(lambda some=some: scorer._latest(some, None), calls)),  # type: ignore[misc]
+                (f"ONNX run of {n}", _percentiles(lambda x=inputs: scorer._session.run(None, {scorer._session.get_inputs()[0].name: x}), calls)),  # type: ignore[misc]
+                (f"read and score {n}", _percentiles(lambda some=some: scorer.score(some, write=False), calls)),  # type: ignore[misc]
+                (f"read, score and store {n}", _percentiles(lambda some=some: scorer.score(some), calls)),  # type: ignore[misc]
+            ]
+    for what, (p50, p99) in rows:
+        table.add_row(what, f"{p50:.2f}", f"{p99:.2f}", f"{p50 / bound[0]:.1f}")
+    return table
 
 
 def bench_command(

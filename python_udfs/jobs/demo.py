@@ -81,7 +81,9 @@ def demo_command(
         step("ingest", "marketprism", "ingest", "files", str(data))
     step("build", "dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", *clock)
     step("train", "marketprism", "train")
-    step("score", "marketprism", "score", "--as-of", "latest")
+    # `latest`: recorded data is scored as of its own end, or every row would be stale
+    step("score", "marketprism", "score", "--model", "logistic", "--now", "latest")
+    step("score", "marketprism", "score", "--model", "lightgbm", "--now", "latest")
     step("report", "marketprism", "report")
     for number, (name, action) in enumerate(steps, 1):
         console.rule(f"[bold]{number}/{len(steps)} {name}", align="left")

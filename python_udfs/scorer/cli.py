@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -52,7 +53,9 @@ def score_command(
     folder = settings().data_dir / "models" / model
     wanted = [Instrument.parse(text) for text in instrument] if instrument else None
     fixed = None if now in ("", "latest") else _time(now)
-    out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    # a file or a pipe has no width of its own
+    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = threading.Event()
     if loop:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,7 +112,7 @@ def _table(card: Card, predictions: list[Prediction]) -> Table:
             p.exchange,
             p.market_type,
             p.symbol,
-            f"{p.bucket_ts_end:%Y-%m-%d %H:%M:%S.%f}",
+            f"{p.bucket_ts_end:%Y-%m-%d %H:%M:%S}",
             f"{p.age_ms / 1000:,.1f}" + (" stale" if p.stale else ""),
             str(p.missing_features),
             *(f"{value:.3f}" for value in p.probabilities),

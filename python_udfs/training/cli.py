@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Annotated
 
 import typer
@@ -57,7 +58,8 @@ def train_command(
         )
         for chosen in model
     ]
-    out = Console(highlight=False)
+    # a file or a pipe has no width of its own
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     out.print(_table(cards))
     for card in cards:
         out.print(

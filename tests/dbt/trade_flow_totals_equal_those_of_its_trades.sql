@@ -19,13 +19,13 @@ features as (
         exchange,
         market_type,
         symbol,
-        sum(trade_count) as trades,
-        sum(buy_count) as buys,
-        sum(volume) as volume,
-        sum(buy_volume) as buy_volume,
-        sum(vwap * volume) as price_times_quantity,
-        sum(notional) as notional
-    from {{ ref('trade_flow') }}
+        sum(f.trade_count) as trades,
+        sum(f.buy_count) as buys,
+        sum(f.volume) as volume,
+        sum(f.buy_volume) as buy_volume,
+        sum(f.vwap * f.volume) as price_times_quantity,
+        sum(f.notional) as notional
+    from {{ ref('trade_flow') }} as f
     group by exchange, market_type, symbol
 )
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from python_udfs.errors import UserError
 from python_udfs.jobs import report
@@ -197,6 +199,25 @@ def test_scores_become_a_histogram(built: Settings, tmp_path: Path) -> None:
     assert "25.0 % of scores came from a row that was too old" in got.text
     assert "<b>model" in got.text
     assert "<b>model" not in got.html
+
+
+def test_the_command_writes_where_it_is_told(built: Settings, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(report.report_command)
+    out = tmp_path / "deep" / "page.html"
+    done = CliRunner().invoke(
+        app, ["--out", str(out), "--instrument", "alpha/spot/AAAUSDT", "--hours", "0.01"]
+    )
+    assert done.exit_code == 0, done.output
+    assert str(out) in done.output
+    stretch = re.search(
+        r"alpha/spot/AAAUSDT: (\d+) buckets in (\d+\.?\d*) s", out.read_text(encoding="utf-8")
+    )
+    assert stretch
+    # 36 s, and what of the first bucket lies before them
+    assert int(stretch[1]) > 3
+    assert 30 <= float(stretch[2]) <= 36 + 6
+    assert isinstance(CliRunner().invoke(app, ["--instrument", "AAAUSDT"]).exception, UserError)
 
 
 def test_an_unknown_instrument_names_those_there_are(built: Settings, tmp_path: Path) -> None:

@@ -41,19 +41,22 @@ def trades(r: random.Random) -> list[Trade]:
 
 
 def books(r: random.Random, first: int, last: int) -> list[BookRow]:
-    """Updates with ties, late and stale-on-arrival rows, empty sides, silences longer than the allowed age."""
-    t, u, out, bid = first - 3 * SECOND_US, 0, [], 100 * E8
+    """Updates with ties, stalls (all that happens in one is known at its end), single late rows that are stale on arrival or too
+    old to use, empty sides, and silences longer than the allowed age."""
+    t, u, out, bid, stalled_until = first - 3 * SECOND_US, 0, [], 100 * E8, 0
     while t < last + 20 * SECOND_US:
         t += r.choice([0, 1000, r.randrange(1, 2_000_000), r.randrange(1, 9 * SECOND_US)])
         if r.random() < 0.01:
             t += 25 * SECOND_US
+        if r.random() < 0.05:
+            stalled_until = t + r.randrange(1, 7 * SECOND_US)
         u += 1
         bid += r.choice([-1, 0, 0, 0, 1]) * E8 // 100
         ask = bid + r.choice([1, 1, 2, 5]) * E8 // 100
-        late = r.choice([0] * 15 + [400_000, 3 * SECOND_US, 7 * SECOND_US, 11 * SECOND_US])
+        late = r.choice([0] * 25 + [400_000, 3 * SECOND_US, 11 * SECOND_US])
         empty = r.random() < 0.01
         quantities = (0 if empty else r.randrange(1, 9 * E8), r.randrange(1, 9 * E8))
-        out.append((t, u, 0 if empty else bid, ask, *quantities, t + late))
+        out.append((t, u, 0 if empty else bid, ask, *quantities, max(t + late, stalled_until)))
     return out
 
 

@@ -32,7 +32,7 @@ class Leak:
 LEAKS = {
     "as_of_reads_5_seconds_ahead": Leak(
         (("macros/time/as_of.sql", "and l.{{ at }} >= r.known_at", "and l.{{ at }} + toIntervalSecond(5) >= r.known_at"),),
-        {("inputs", "leakage_book_inputs"), ("cut", "top_of_book"), ("shuffle", "top_of_book"), ("late", "top_of_book")},
+        {("inputs", "leakage_book_inputs"), ("cut", "top_of_book"), ("shuffle", "top_of_book")},
     ),
     "as_of_off_by_one_bucket": Leak(
         (
@@ -42,7 +42,7 @@ LEAKS = {
         {("inputs", "leakage_book_inputs"), ("cut", "top_of_book"), ("shuffle", "top_of_book"), ("forbidden", TOP_OF_BOOK)},
     ),
     "features_of_the_next_bucket": Leak(
-        ((FEATURE_VECTOR, "and f.bucket_id = {{ alias }}.bucket_id", "and f.bucket_id + 1 = {{ alias }}.bucket_id"),),
+        ((FEATURE_VECTOR, "inner join {{ ref(model) }} as", "inner join (select * replace (toUInt64(bucket_id - 1) as bucket_id) from {{ ref(model) }}) as"),),
         {("cut", "feature_vector_v1"), ("shuffle", "feature_vector_v1")},
     ),
     "late_trades_in_the_clock": Leak(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from python_udfs import db
 from python_udfs.ingest.records import COLUMNS, NATURAL_KEY, Kind
@@ -44,7 +44,7 @@ def moments(features: str, seed: int) -> dict[str, int]:
     All lie in the later three quarters, before the feeds end: there is a past and a future.
     """
     buckets = query(
-        f"select {us('bucket_ts_start')} as s, {us('bucket_ts_end')} as e, toString(cut_trigger) as cut, "
+        f"select exchange, market_type, {us('bucket_ts_start')} as s, {us('bucket_ts_end')} as e, toString(cut_trigger) as cut, "
         f"toUnixTimestamp(anchor_ts) * 1000000 as anchor, tape_us from {features}.bucket_tapes where symbol = '{FULL}' order by e"
     )
     complete_to = query(
@@ -60,16 +60,19 @@ def moments(features: str, seed: int) -> dict[str, int]:
     gap = max(zip(happened, happened[1:], strict=False), key=lambda pair: pair[1] - pair[0])
     hours = sorted({b["anchor"] for b in buckets if ends[0] < b["anchor"] < high})
     # best where book states are under way: they happened before T and are known after it
-    under_way = [
-        (b["t"], b["k"])
-        for b in query(
-            f"select {us('timestamp')} as t, {us('known_at')} as k from {settings().database('hot')}.orderbooks "
-            f"where symbol = '{FULL}' and known_at > timestamp and known_at < timestamp + toIntervalSecond(10)"
+    under_way = query(
+        f"select exchange, market_type, {us('timestamp')} as t, {us('known_at')} as k from {settings().database('hot')}.orderbooks "
+        f"where symbol = '{FULL}' and known_at > timestamp and known_at < timestamp + toIntervalSecond(10)"
+    )
+
+    def in_doubt(b: dict[str, Any]) -> int:
+        return sum(
+            u["t"] <= b["e"] < u["k"] and (u["exchange"], u["market_type"]) == (b["exchange"], b["market_type"]) for u in under_way
         )
-    ]
+
     r = random.Random(seed)
     r.shuffle(own_cuts)
-    cut = max(own_cuts, key=lambda b: sum(t <= b["e"] < k for t, k in under_way))
+    cut = max(own_cuts, key=in_doubt)
     at = {
         "END": cut["e"],  # the last trade's own time
         "BEFORE": cut["e"] - 1,  # 1 µs before a bucket would close
@@ -133,7 +136,7 @@ def _value_groups(kind: Kind) -> list[list[str]]:
 def _copy(kind: Kind, symbol: str, where: str, *, shuffled: bool = False, late_after: int | None = None) -> None:
     """Inserts FULL's rows once more under another symbol.
 
-    shuffled: with the values of one another. late_after: as new events known up to 4 s after that time (µs): those of the
+    shuffled: with the values of one another. late_after: as new events known up to 4 s (half: 1 ms) after that time (µs): those of the
     20 s before it happened in the 3 s before it (so that nothing newer makes them stale), older ones 1 µs after the copied row.
     """
     hot = settings().database("hot")
@@ -149,7 +152,7 @@ def _copy(kind: Kind, symbol: str, where: str, *, shuffled: bool = False, late_a
         replaced |= {
             "timestamp": f"if(timestamp > {_time(late_after - 20_000_000)}, {_time(late_after)} - toIntervalMicrosecond(cityHash64(timestamp, 1) "
             "% 3000000), timestamp + toIntervalMicrosecond(1))",
-            "known_at": f"{_time(late_after + 1)} + toIntervalMicrosecond(cityHash64(timestamp, 2) % 4000000)",
+            "known_at": f"{_time(late_after + 1)} + toIntervalMicrosecond(cityHash64(timestamp, 2) % if(cityHash64(timestamp, 3) % 2 = 0, 1000, 4000000))",
             "trade_id": "toString(trade_seq + 1000000000000)",
             "last_update_id": "last_update_id + 1",
         }

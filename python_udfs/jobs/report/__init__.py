@@ -71,13 +71,13 @@ def _connected() -> Iterator[Client]:
 
 
 def write_report(
-    out: Path | None = None, instrument: Instrument | None = None, hours: float | None = None
+    out: Path | None = None, instrument: Instrument | None = None, hours: float = sections.DEFAULT_HOURS
 ) -> Path:
     """Writes the page (default: `<data_dir>/report.html`), all at once or not at all, and returns its path.
 
     Args:
         instrument: shown over price and in the distributions; by default the one with the most trades.
-        hours: how much of its end is shown over price; by default 45 minutes.
+        hours: how much of its end is shown over price, if that has at most `sections.MOST_BUCKETS` buckets.
 
     Raises:
         UserError: the store has no buckets, or none of this instrument.
@@ -149,12 +149,20 @@ def _tiles(
             "closed buckets",
             f"{svg.number(total / sum(b['buckets'] for b in buckets))} trades each",
         ),
-        (svg.count(late), "late trades", f"{svg.percent(late / total, 2)}, kept off the clock"),
-        (svg.count(rejected), "lines in quarantine", "each with its reason"),
+        (
+            svg.count(late),
+            "late trades",
+            f"{svg.percent(late / total, 2)}, off the clock" if late else "every one was on time",
+        ),
+        (
+            svg.count(rejected),
+            "lines in quarantine",
+            "each with its reason" if rejected else "nothing was refused",
+        ),
         (
             svg.seconds((now_us - newest) / 1e6),
             "since the last bucket",
-            f"ended {svg.clock(newest, svg.MINUTE)}",
+            svg.clock(newest, svg.MINUTE),
         ),
         (
             svg.count(loads["loads"]),
@@ -174,12 +182,12 @@ def report_command(
         typer.Option(help="exchange/market_type/symbol to look at closely; by default the most active one."),
     ] = None,
     hours: Annotated[
-        float | None,
+        float,
         typer.Option(
             min=0.001,
             help=f"How much of its end to show over price; at most {sections.MOST_BUCKETS} buckets.",
         ),
-    ] = None,
+    ] = sections.DEFAULT_HOURS,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write one HTML page of everything worth looking at."""

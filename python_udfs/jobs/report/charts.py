@@ -22,7 +22,7 @@ Row = dict[str, Any]
 Rows = Sequence[Row]
 
 WIDTH = 1080
-LEFT, RIGHT = 68, 1066
+LEFT, RIGHT = 68, 1052
 
 
 def instrument_of(row: Row) -> Instrument:
@@ -367,24 +367,16 @@ def horizon_name(horizon: str) -> str:
 def latency(bins: Rows, p50_us: float, p99_us: float, alt: str) -> Markup:
     """Requests by total latency on a log axis, the median and the 99th percentile marked."""
     top, bottom = 26, 190
-    low = math.floor(min(b["bin"] for b in bins) / LATENCY_BINS_PER_DECADE)
-    high = math.floor(max(b["bin"] for b in bins) / LATENCY_BINS_PER_DECADE) + 1
-    x = Scale(10.0**low, 10.0**high, LEFT, RIGHT, log=True)
+    low, high = min(b["bin"] for b in bins) - 2, max(b["bin"] for b in bins) + 3
+    x = Scale(
+        10 ** (low / LATENCY_BINS_PER_DECADE), 10 ** (high / LATENCY_BINS_PER_DECADE), LEFT, RIGHT, log=True
+    )
     y = Scale(0, max(b["requests"] for b in bins) * 1.05, bottom, top)
     parts = _y_axis(y, 4)
-    for decade in range(low, high + 1):
-        for k in (1, 2, 5) if high - low < 4 else (1,):
-            mark = k * 10.0**decade
-            if mark <= x.high:
-                parts.append(
-                    text(
-                        x(mark),
-                        bottom + 18,
-                        svg.seconds(mark / 1e6),
-                        "t",
-                        "middle" if mark < x.high else "end",
-                    )
-                )
+    steps = (1, 2, 5) if high - low < 4 * LATENCY_BINS_PER_DECADE else (1,)
+    for mark in (k * 10.0**decade for decade in range(-1, 12) for k in steps):
+        if x.low <= mark <= x.high:
+            parts.append(text(x(mark), bottom + 18, svg.seconds(mark / 1e6), "t", "middle"))
     for b in bins:
         from_, to = (10 ** ((b["bin"] + k) / LATENCY_BINS_PER_DECADE) for k in (0, 1))
         title = f"{svg.seconds(from_ / 1e6)} to {svg.seconds(to / 1e6)}: {svg.count(b['requests'])} requests"

@@ -13,7 +13,7 @@ from python_udfs.jobs.report.charts import Row, instrument_of, name_of
 from python_udfs.jobs.report.html import Figure, Section, bad, empty, table
 from python_udfs.jobs.report.queries import Instrument
 
-DEFAULT_S, DEFAULT_BUCKETS, MOST_BUCKETS = 2700, 150, 600
+DEFAULT_HOURS, MOST_BUCKETS = 0.75, 600
 PRICE_BINS, VOLUME_BINS = 900, 120
 MOST_INSTRUMENTS = 12
 
@@ -108,15 +108,11 @@ def store_section(store: Store, trades: list[Row], buckets: list[Row]) -> Sectio
     )
 
 
-def clock_section(store: Store, hours: float | None) -> Section:
+def clock_section(store: Store, hours: float) -> Section:
     """The buckets of one stretch over its price."""
     instrument = store.shown
     name = name_of(instrument)
-    sql = [
-        queries.stretch(
-            instrument, (hours * 3600 if hours else DEFAULT_S), MOST_BUCKETS if hours else DEFAULT_BUCKETS
-        )
-    ]
+    sql = [queries.stretch(instrument, hours * 3600, MOST_BUCKETS)]
     buckets = store.rows(sql[0])
     start, end = buckets[0]["start_us"], max(b["end_us"] for b in buckets)
     span = max(end - start, 1)
@@ -203,6 +199,7 @@ def durations_section(store: Store) -> Section:
     return Section("durations", "Durations and cuts", lead, [figure])
 
 
+FEATURES_LEAD = "Version 1 of the feature vector, as the scorer reads it."
 GRAIN = ("exchange", "market_type", "symbol", "bucket_id")
 
 
@@ -216,6 +213,9 @@ def features_section(store: Store) -> Section:
     ]
     sql = queries.distributions(store.shown, numeric)
     by_name = {r["feature"]: r for r in store.rows(sql)}
+    if not by_name:
+        behind = Figure("Its buckets have no feature row yet", empty("Run `make build`."), sql=[sql])
+        return Section("features", "Features", FEATURES_LEAD, [behind])
     comments = {c["name"]: c["comment"] for c in found}
     cards = Markup("").join(_card(by_name[name], comments[name]) for name in numeric)
     nulls = sum(1 for r in by_name.values() if r["nulls"])

@@ -131,7 +131,7 @@ def percent(share: float | None, digits: int = 1) -> str:
         return MISSING
     if 0 < share < 0.5 * 10 ** -(digits + 2):
         return f"<{10**-digits:g} %"
-    return f"{share * 100:.{digits}f} %"
+    return f"{share * 100:.{digits}f} %".replace("-", "−")
 
 
 def seconds(value: float | None) -> str:
