@@ -152,7 +152,7 @@ def _tiles(
         (
             svg.count(late),
             "late trades",
-            f"{svg.percent(late / total, 2)}, off the clock" if late else "every one was on time",
+            f"{svg.percent(late / total, 2)}, off the clock" if late else "all were on time",
         ),
         (
             svg.count(rejected),
