@@ -32,7 +32,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
-from scipy.signal import lfilter
 
 from python_udfs.errors import BadFileError, UserError
 from python_udfs.ingest.decimals import ONE
@@ -288,6 +287,8 @@ def _rng(config: MarketConfig, *key: int) -> np.random.Generator:
 
 def _ar1(noise: Floats, tau_steps: float, last: float) -> Floats:
     """A stationary AR(1) of unit variance and time constant `tau_steps`, going on from `last`. Shape (n,)."""
+    from scipy.signal import lfilter  # three seconds of import that no other command should wait for
+
     a = np.exp(-1 / tau_steps)
     path, _ = lfilter([np.sqrt(1 - a * a)], [1.0, -a], noise, zi=[a * last])
     return np.asarray(path, dtype=np.float64)

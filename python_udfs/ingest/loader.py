@@ -40,7 +40,6 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 import orjson
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from clickhouse_driver import Client
@@ -120,6 +119,7 @@ ONE_BLOCK: Final[dict[str, Any]] = {
     "min_insert_block_size_rows": 1 << 40,
     "min_insert_block_size_bytes": 0,
     "max_partitions_per_insert_block": 0,
+    "optimize_on_insert": 0,  # the block is unique by key already; looking again doubles the time
     "max_query_size": 1 << 28,
     "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
@@ -408,6 +408,8 @@ class _Stage:
         for column in CODED & columns.keys():
             columns[column], texts[column] = _encode(columns[column], column)
         sizes = tuple(len(texts[name]) for name in INSTRUMENT)
+        import pandas as pd  # here: half a second of import that other commands need not pay
+
         combined, unique = pd.factorize(np.ravel_multi_index([columns[name] for name in INSTRUMENT], sizes))
         instruments = [
             Instrument(*(texts[name][code] for name, code in zip(INSTRUMENT, codes, strict=True)))
@@ -417,9 +419,7 @@ class _Stage:
         good = np.ones(len(batch), dtype=np.bool_)
         for name, bad, reason in _checks(kind, columns, texts, unknown):
             if (new := np.flatnonzero(bad & good)).size:
-                self.reject(
-                    Reject(kind, batch.file, int(batch.lines[i]), name, reason(int(i))) for i in new
-                )
+                self.reject(Reject(kind, batch.file, int(batch.lines[i]), name, reason(int(i))) for i in new)
                 good[new] = False
         place = np.int64(self._files.setdefault(batch.file, len(self._files)) << 40) + batch.lines
         if not good.all():
@@ -621,7 +621,9 @@ def _checked(batch: Batch, types: dict[str, Column], data_source: str) -> dict[s
 
     A batch without `data_source` has the reader's.
     """
-    given = {"data_source": np.full(len(batch), data_source, dtype=np.object_), **batch.columns}
+    given = dict(batch.columns)
+    if "data_source" not in given:
+        given["data_source"] = np.full(len(batch), data_source, dtype=np.object_)
     if given.keys() != types.keys():
         odd = ", ".join(sorted(given.keys() ^ types.keys()))
         raise TypeError(f"a batch of {batch.kind} has columns too few or too many: {odd}")
@@ -643,6 +645,8 @@ def _checked(batch: Batch, types: dict[str, Column], data_source: str) -> dict[s
 
 def _encode(values: npt.NDArray[Any], column: str) -> tuple[Ints, list[str]]:
     """Texts, shape (n,), as numbers, shape (n,), into a list of the different ones."""
+    if len(values) and isinstance(values[0], str) and np.all(values == values[0]):
+        return np.zeros(len(values), dtype=np.int64), [str(values[0])]  # the usual case, twice as fast
     encoded = pa.array(values, type=pa.string()).dictionary_encode()
     if encoded.null_count:
         raise TypeError(f"{column}: a null where a text is needed")
@@ -672,9 +676,7 @@ def _storable(text: str) -> str:
 # --- step 2: plan --------------------------------------------------------------------------------------
 
 
-def _plan(
-    store: Store, stage: _Stage
-) -> tuple[list[tuple[Kind, int, int]], dict[str, int], dict[str, int]]:
+def _plan(store: Store, stage: _Stage) -> tuple[list[tuple[Kind, int, int]], dict[str, int], dict[str, int]]:
     """Fills the `_new` tables. Returns the moves, and per kind the rows that are new and that are not."""
     moves: list[tuple[Kind, int, int]] = []
     new: dict[str, int] = {}

@@ -19,7 +19,7 @@ from python_udfs.settings import REPOSITORY, settings
 
 console = Console()
 # Short markets need short buckets to have rows enough to train on: a recording lasts minutes, the generated one hours.
-RECORDED_CLOCK = ("--vars", '{"t_target_s": 2, "t_max_s": 4}')
+RECORDED_CLOCK = ("--vars", '{"t_target_s": 2, "t_max_s": 3}')
 GENERATED_CLOCK = ("--vars", '{"t_target_s": 10, "t_max_s": 20}')
 
 

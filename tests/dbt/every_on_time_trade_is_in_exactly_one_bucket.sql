@@ -1,6 +1,6 @@
--- Up to the last published trade of its instrument, that is. Number, volume and a sum of hashes over all that counts are the same on both sides,
--- hour by hour, as far back as raw rows are kept. One row per instrument and hour where they are not: trades were loaded for hours that were
--- published already; rebuild those days (`--vars '{start: …, end: …}'`).
+-- Up to the last published trade of its instrument, that is. Number, volume and a sum of hashes over all that counts are the same on
+-- both sides, hour by hour, as far back as raw rows are kept. One row per instrument and hour where they are not: trades were loaded
+-- for hours that were published already; rebuild those days (`--vars '{start: …, end: …}'`).
 with bounds as (
     select
         exchange,

@@ -1,24 +1,30 @@
--- A label is known after the features it stands beside: at its own horizon's end. Purging relies on it.
--- Equal only where a later bucket ended in the same instant. One row per training row and horizon that breaks it.
-{%- set horizons = [] %}
-{%- for column in adapter.get_columns_in_relation(ref('training_set')) if column.name.startswith('label_known_at_') %}
-    {%- do horizons.append(column.name[15:]) %}
-{%- endfor %}
-{%- for h in horizons %}
-{%- set is_clock = h.endswith('s') %}
+-- A label is known after the features it stands beside: at the end of its own horizon. Purging relies on it. Only a label in
+-- buckets can be known in the same instant, where a later bucket ended in it. One row per training row that breaks it.
+with labelled as (
+    -- every label, by name: a new horizon is tested the day it comes
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_end,
+        array(columns('^label_ret_')) as labels,
+        array(columns('^label_known_at_')) as known_at,
+        array(columns('^label_known_at_[0-9]+s$')) as clock_known_at
+    from {{ ref('training_set') }}
+)
+
 select
     exchange,
     market_type,
     symbol,
     bucket_id,
-    '{{ h }}' as horizon,
     bucket_ts_end as as_of,
-    label_known_at_{{ h }} as label_known_at
-from {{ ref('training_set') }}
+    known_at
+from labelled
 where
-    label_known_at_{{ h }} {{ '<=' if is_clock else '<' }} bucket_ts_end
-    or label_known_at_{{ h }} is null and {{ 'label_ret_' if is_clock else 'label_ret_ps_' }}{{ h }} is not null
-{{ 'union all' if not loop.last }}
-{%- else %}
-select 1 as training_set_has_no_labels
-{%- endfor %}
+    empty(labels)
+    or empty(clock_known_at)
+    or arrayExists(known -> known < bucket_ts_end, known_at)
+    or arrayExists(known -> known <= bucket_ts_end, clock_known_at)
+    or arrayExists((label, known) -> label is not null and known is null, labels, known_at)

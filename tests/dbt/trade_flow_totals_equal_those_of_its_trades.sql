@@ -16,9 +16,9 @@ with traded as (
 
 features as (
     select
-        exchange,
-        market_type,
-        symbol,
+        f.exchange as exchange,
+        f.market_type as market_type,
+        f.symbol as symbol,
         sum(f.trade_count) as trades,
         sum(f.buy_count) as buys,
         sum(f.volume) as volume,
@@ -26,7 +26,7 @@ features as (
         sum(f.vwap * f.volume) as price_times_quantity,
         sum(f.notional) as notional
     from {{ ref('trade_flow') }} as f
-    group by exchange, market_type, symbol
+    group by f.exchange, f.market_type, f.symbol
 )
 
 select

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -643,6 +644,29 @@ def test_a_view_that_fails_does_not_lose_or_double_rows(
     assert result.rows == {"trades": 100, "orderbooks": 30}
     assert query("select count(), uniqExact(trade_id) from trades") == [(100, 100)]
     assert query("select sum(n) from seen where kind = 'trades'") == [(100,)]
+
+
+def test_two_at_once_take_turns(store: Settings, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    child = os.fork()
+    if child == 0:
+        real = loader._move
+
+        def slow(*args: Any) -> LoadResult:
+            ready.touch()
+            time.sleep(1)
+            return real(*args)
+
+        try:
+            loader._move = slow
+            load(Memory(tmp_path, MIXED))
+        finally:
+            os._exit(0)
+    while not ready.exists():
+        time.sleep(0.01)
+    assert load(Memory(tmp_path, [batch("trades", 50)], name="b")).duplicates == {"trades": 50}
+    os.waitpid(child, 0)
+    assert query("select count(), uniqExact(trade_id) from trades") == [(100, 100)]
 
 
 def test_old_leftovers_are_removed(store: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

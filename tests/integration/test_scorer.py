@@ -118,7 +118,7 @@ def scorer(table: Settings, model: Path) -> Iterator[Scorer]:
 
 
 def flows(scorer: Scorer, predictions: Sequence[Prediction]) -> list[float]:
-    """The `flow` that each prediction was made from, found again by its hash among the rows that are there."""
+    """The `flow` that each prediction was made from, found by its hash among the rows that are there."""
     with db.connect(settings().database("features")) as c:
         found = c.execute("select flow, spread, trades from feature_vector_v1")
     inputs = [np.array([np.nan if v is None else v for v in row], dtype=np.float32) for row in found]
@@ -191,6 +191,23 @@ def test_each_call_sees_the_newest_bucket(scorer: Scorer) -> None:
         if k != 2:
             insert(bucket(TWO, NOON + timedelta(hours=k), -k))
         assert flows(scorer, scorer.score([ONE, TWO])) == [k, -k if k != 2 else -1]
+
+
+def test_what_was_seen_before_is_read_in_one_query(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [Instrument("x", "spot", f"S{i}") for i in range(5)]
+    insert(*(bucket(i, NOON) for i in many))
+    scorer.score(many)
+    asked: list[str] = []
+    execute = scorer._c.execute
+
+    def listening(query: str, *arguments: Any) -> Any:
+        asked.append(query)
+        return execute(query, *arguments)
+
+    monkeypatch.setattr(scorer._c, "execute", listening)
+    insert(bucket(many[2], NOON + timedelta(seconds=2), 3))
+    assert flows(scorer, scorer.score(many)) == [0, 0, 3, 0, 0]
+    assert [query.split()[0] for query in asked] == ["select", "insert"]
 
 
 def test_an_instrument_that_fell_behind_by_days_is_found_cold_and_warm(scorer: Scorer) -> None:
@@ -380,7 +397,8 @@ def training_set(rows: list[tuple[Any, ...]]) -> None:
     with db.connect(settings().database("features")) as c:
         c.execute("insert into training_set values", rows)
         c.execute(
-            "insert into feature_vector_v1 select * except (label_ret_ps_3, label_cls_3, label_known_at_3) from training_set"
+            "insert into feature_vector_v1 "
+            "select * except (label_ret_ps_3, label_cls_3, label_known_at_3) from training_set"
         )
 
 

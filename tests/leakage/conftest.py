@@ -1,4 +1,4 @@
-"""One story for every market: build it whole, cut, shuffled; let it grow; build it again. Each module tells it once."""
+"""One story for every market: built whole, cut and shuffled; grown; built anew. Each module tells it once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.leakage.build import Build, building
 from tests.leakage.checks import Comparison, compare
 from tests.leakage.variants import Treatment, Variant, add_instruments, grow, make, moments, set_defaults
 
-CLOCK = ("--select", "stg_trades", "stg_orderbooks", "stg_watermarks", "bucket_config", "bucket_tapes", "unified_buckets")
+CLOCK = ("stg_trades", "stg_orderbooks", "stg_watermarks", "bucket_config", "bucket_tapes")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What goes with the raw rows of symbol FULL in the store: rows of bucket_defaults, and contract values by market."""
+    """What goes with symbol FULL in the raw tables: rows of bucket_defaults, and contract values by market."""
 
     defaults: Sequence[tuple[object, ...]]
     contract_values: Mapping[tuple[str, str], int]
@@ -26,10 +26,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Story:
+    """A build, and the variants in its store."""
+
     build: Build
     variants: list[Variant]
 
-    def of(self, *treatments: str) -> list[Variant]:
+    def of(self, *treatments: Treatment) -> list[Variant]:
         return [v for v in self.variants if v.treatment in treatments]
 
 
@@ -38,21 +40,22 @@ def generated() -> Loaded:
     market.load()
     return Loaded(
         [(*of, "*", *row) for of, row in market.MARKETS.items()],
-        {(exchange, market_type): 100 if market_type == "inverse" else 1 for exchange, market_type in market.MARKETS},
+        {(x, m): 100 if m == "inverse" else 1 for x, m in market.MARKETS},
     )
 
 
-def prepared(build: Build, loaded: Loaded, treatments: Sequence[Treatment], only: Sequence[str] = ()) -> Story:
-    """Seeds, the clock of FULL, the moments that it has, and the variants' raw rows: ready for `dbt run --full-refresh`.
+def prepared(build: Build, loaded: Loaded, only: Sequence[str] = ()) -> Story:
+    """Seeds, the clock of FULL, the moments that it has, the variants' raw rows: ready for a full build.
 
     only: of the moments T, these.
     """
     build.dbt("seed")
     set_defaults(build.features, loaded.defaults)
-    build.dbt("run", *CLOCK)
+    build.dbt("run", "--select", *CLOCK)
     at = {name: t for name, t in moments(build.features, seed=5).items() if not only or name in only}
-    variants = make(at, treatments)
-    add_instruments(build.features, loaded.contract_values, ["FULL", *(v.symbol for v in variants)])
+    variants = make(at, ["cut", "shuffle", "late"])
+    symbols = [market.FULL, *(v.symbol for v in variants)]
+    add_instruments(build.features, loaded.contract_values, symbols)
     return Story(build, variants)
 
 
@@ -60,27 +63,27 @@ def prepared(build: Build, loaded: Loaded, treatments: Sequence[Treatment], only
 def built(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Everything built at once: FULL, cut, shuffled, and (cut as well) those that are to grow."""
     with building(REPOSITORY, tmp_path_factory.mktemp("dbt")) as build:
-        story = prepared(build, loaded, ["cut", "shuffle", "late"])
+        story = prepared(build, loaded)
         build.dbt("run", "--full-refresh")
         yield story
 
 
 @pytest.fixture(scope="module")
-def at_once(built: Story) -> dict[str, Comparison]:
-    """Comparisons of the first build, by treatment."""
-    return {t: compare(built.build, built.of(t), t) for t in ("cut", "shuffle")}
+def at_once(built: Story) -> Comparison:
+    """The first build, compared."""
+    return compare(built.build, built.of("cut", "shuffle"))
 
 
 @pytest.fixture(scope="module")
-def grown(built: Story, at_once: object) -> dict[str, Comparison]:
+def grown(built: Story, at_once: Comparison) -> Comparison:
     """After the late rows came and an ordinary run took them in."""
     grow(built.variants)
     built.build.dbt("run")
-    return {t: compare(built.build, built.of(t), t) for t in ("late", "resumed")}
+    return compare(built.build, built.of("late", "resumed"))
 
 
 @pytest.fixture(scope="module")
-def rebuilt(built: Story, grown: object) -> Comparison:
+def rebuilt(built: Story, grown: Comparison) -> Comparison:
     """After everything was built anew from all rows."""
     built.build.dbt("run", "--full-refresh")
-    return compare(built.build, built.variants, "rebuilt")
+    return compare(built.build, built.variants)

@@ -1,33 +1,35 @@
-"""A generated market with everything that tempts a leak: ties, gaps, hour boundaries, and rows of every raw kind that become
-known after they happened. All instruments carry the symbol FULL: the whole truth that variants are cut from."""
+"""A generated market with everything that tempts a leak: ties, gaps, hour boundaries, rows that are known late.
+
+All instruments carry the symbol FULL: the whole truth that variants are cut from.
+"""
 
 from __future__ import annotations
 
 import random
 from typing import Final
 
-from python_udfs.ingest.records import COLUMNS, Column
+from python_udfs.ingest.records import COLUMNS, Column, Kind
 from tests.oracles.clock import HOUR_US, MINUTE_US, SECOND_US, Trade
 from tests.support import Instrument, execute, insert_books, insert_trades, insert_watermark
 
 START: Final = 1_767_571_200 * SECOND_US  # 2026-01-05 00:00:00 UTC
+END: Final = START + 5 * HOUR_US // 2
 E8: Final = 10**8
 FULL: Final = "FULL"
 
 BookRow = tuple[int, int, int, int, int, int, int]
 
-# exchange, market type -> the clock's row in bucket_defaults behind `symbol`: each mode that looks at something else. min_minutes
-# is low: the hours after the first are calibrated, from minutes that a leak would get wrong.
+# exchange, market type -> the clock's row in bucket_defaults behind `symbol`: modes that look at different
+# things. min_minutes is low: hours after the first are calibrated, from minutes that a leak would get wrong.
 MARKETS: Final[dict[tuple[str, str], tuple[object, ...]]] = {
     ("alpha", "spot"): ("volume", "hour", 30, 40, 12, 1, 1000, 50, 20, 50, 24, 5, ""),
     ("alpha", "linear"): ("event", "hour", 30, 60, 12, 1, 1000, 50, 20, 9, 24, 5, ""),
     ("beta", "inverse"): ("hybrid", "hour", 20, 45, 12, 1, 1000, 50, 9, 50, 1, 5, ""),
 }
-END: Final = START + 5 * HOUR_US // 2
 
 
 def trades(r: random.Random) -> list[Trade]:
-    """Trades from 40 s before START to END: ties, gaps of 20 minutes, and 1 in 25 known 0.5 s to 10 min after it happened."""
+    """From 40 s before START to END: ties, gaps of 20 min; 1 in 25 is known 0.5 s to 10 min after it happened."""
     t, price, i, out = START - 40 * SECOND_US, 100 * E8, 0, []
     while t < END:
         t += r.choice([0, 0, 1000, r.randrange(1, 900_000), r.randrange(1, 25 * SECOND_US)])
@@ -41,8 +43,8 @@ def trades(r: random.Random) -> list[Trade]:
 
 
 def books(r: random.Random, first: int, last: int) -> list[BookRow]:
-    """Updates with ties, stalls (all that happens in one is known at its end), single late rows that are stale on arrival or too
-    old to use, empty sides, and silences longer than the allowed age."""
+    """Ties, stalls (what happens in one is known at its end), rows that are stale on arrival or too old to use,
+    empty sides, and silences longer than the allowed age."""
     t, u, out, bid, stalled_until = first - 3 * SECOND_US, 0, [], 100 * E8, 0
     while t < last + 20 * SECOND_US:
         t += r.choice([0, 1000, r.randrange(1, 2_000_000), r.randrange(1, 9 * SECOND_US)])
@@ -71,24 +73,30 @@ def load() -> None:
         insert_books(books(r, first, last), instrument)
         for kind in COLUMNS:
             if kind not in ("trades", "orderbooks"):
-                _insert_slow(kind, COLUMNS[kind], instrument, first, last)
+                _insert_slow(kind, instrument, first, last)
             insert_watermark(instrument, kind, last + 20 * SECOND_US)
 
 
-def _insert_slow(kind: str, columns: dict[str, Column], instrument: Instrument, first: int, last: int) -> None:
-    """A row each 100 s that becomes known 0, 20, or 40 s later; values of no meaning."""
+def _insert_slow(kind: Kind, instrument: Instrument, first: int, last: int) -> None:
+    """A row each 100 s that becomes known 0, 20 or 40 s later; values of no meaning."""
     random_number = "cityHash64(number, '{}') % 1000000"
-    sql: dict[str, str] = {
-        "time": "t", "time?": "t", "date": "toDate('2026-03-27')", "uint64": "number", "bool": "number % 2", "string": "'FULL'",
-        "e8": f"toDecimal64({random_number}, 8) / 1000 + 1", "wide": f"toDecimal128({random_number}, 8) + 1",
-    }  # fmt: skip
-    values = {name: sql[of].format(name) for name, of in columns.items()}
+    sql: dict[Column, str] = {
+        "time": "t",
+        "time?": "t",
+        "date": "toDate('2026-03-27')",
+        "uint64": "number",
+        "bool": "number % 2",
+        "string": "'FULL'",
+        "e8": f"toDecimal64({random_number}, 8) / 1000 + 1",
+        "wide": f"toDecimal128({random_number}, 8) + 1",
+    }
+    values = {name: sql[of].format(name) for name, of in COLUMNS[kind].items()}
     if "side" in values:
         values["side"] = "if(cityHash64(number) % 2 = 0, 'buy', 'sell')"
-    exchange, market_type, symbol = instrument
     execute(
-        f"insert into {kind} (exchange, market_type, symbol, timestamp, known_at, data_source, {', '.join(values)}) "
-        f"select '{exchange}', '{market_type}', '{symbol}', fromUnixTimestamp64Micro(toInt64({first} + number * 100 * {SECOND_US}), 'UTC') "
-        f"as t, t + toIntervalSecond(number % 3 * 20), 'generator', {', '.join(values.values())} "
+        f"insert into {kind} (exchange, market_type, symbol, timestamp, known_at, data_source, "
+        f"{', '.join(values)}) select '{instrument[0]}', '{instrument[1]}', '{instrument[2]}', "
+        f"fromUnixTimestamp64Micro(toInt64({first} + number * 100 * {SECOND_US}), 'UTC') as t, "
+        f"t + toIntervalSecond(number % 3 * 20), 'generator', {', '.join(values.values())} "
         f"from numbers({(last - first) // (100 * SECOND_US)})"
     )

@@ -18,7 +18,19 @@ def loaded(module_store: Settings) -> Loaded:
 class TestGenerated(LeakageSuite):
     def test_calibration_and_all_cuts_happen(self, built: Story) -> None:
         features = built.build.features
-        cuts = {r["c"] for r in query(f"select distinct toString(cut_trigger) as c from {features}.unified_buckets")}
-        assert cuts == {"volume", "event", "hybrid", "time", "anchor"}
-        config = query(f"select countIf(is_calibrated) as yes, uniqExact(q_bucket) as sizes from {features}.bucket_config where symbol = 'FULL'")
-        assert config[0]["yes"] >= 4 and config[0]["sizes"] >= 4
+        cuts = query(f"select distinct toString(cut_trigger) as cut from {features}.unified_buckets")
+        assert {r["cut"] for r in cuts} == {"volume", "event", "hybrid", "time", "anchor"}
+        config = query(
+            "select countIf(is_calibrated) as calibrated, uniqExact(q_bucket) as sizes "
+            f"from {features}.bucket_config where symbol = 'FULL'"
+        )[0]
+        assert config["calibrated"] >= 4
+        assert config["sizes"] >= 4
+
+    def test_every_raw_kind_has_rows(self, built: Story) -> None:
+        staged = query(
+            "select name from system.tables where database = %(d)s and name like 'stg_%%'",
+            d=built.build.features,
+        )
+        for name in (r["name"] for r in staged):
+            assert query(f"select count() as n from {built.build.features}.{name}")[0]["n"] > 0, name

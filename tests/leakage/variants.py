@@ -1,11 +1,11 @@
-"""Copies of the same market, each spoiled at its own moment T, side by side in one store: one dbt run builds them all.
+"""Copies of one market, each spoiled at its own moment T, side by side in one store: one dbt run builds them all.
 
-A variant is a symbol. Everything of symbol FULL is the truth; a variant's rows with as_of <= T must equal FULL's:
+A variant is a symbol. Everything of symbol FULL is the truth, and a variant's rows with as_of <= T must equal it:
 
 * cut: only what was known at T is there, and the feeds' watermarks stand at T.
 * shuffle: everything is there, but what became known after T has its values permuted.
 * late: at first as `cut`; `grow` then adds the rest, and rows that happened before T and became known after it.
-* resumed: as `late`, without the late rows: at the end it has to equal FULL from first row to last.
+* resumed: as `late`, without the late rows: at the end it has to equal FULL from the first row to the last.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from python_udfs import db
 from python_udfs.ingest.records import COLUMNS, NATURAL_KEY, Kind
 from python_udfs.settings import settings
 from tests.leakage.market import FULL
+from tests.oracles.clock import SECOND_US
 from tests.support import execute, query, us
 
-FOREVER: Final = 4_000_000_000 * 10**6
+FOREVER: Final = 4_000_000_000 * SECOND_US
+# Late rows of trades are told from all others by their ids.
+LATE_ID: Final = 10**12
 Treatment = Literal["cut", "shuffle", "late", "resumed"]
 
 
@@ -43,85 +47,106 @@ def moments(features: str, seed: int) -> dict[str, int]:
 
     All lie in the later three quarters, before the feeds end: there is a past and a future.
     """
+    hot = settings().database("hot")
     buckets = query(
-        f"select exchange, market_type, {us('bucket_ts_start')} as s, {us('bucket_ts_end')} as e, toString(cut_trigger) as cut, "
-        f"toUnixTimestamp(anchor_ts) * 1000000 as anchor, tape_us from {features}.bucket_tapes where symbol = '{FULL}' order by e"
+        f"select exchange, market_type, {us('bucket_ts_start')} as s, {us('bucket_ts_end')} as e, tape_us, "
+        "toString(cut_trigger) as cut, toUnixTimestamp(anchor_ts) * 1000000 as anchor "
+        f"from {features}.bucket_tapes where symbol = '{FULL}' order by e, bucket_id, exchange, market_type"
     )
     complete_to = query(
-        f"select {us('min(watermark)')} as us from {settings().database('hot')}.watermarks "
+        f"select {us('min(watermark)')} as us from {hot}.watermarks "
         f"where symbol = '{FULL}' and kind in ('trades', 'orderbooks')"
     )[0]["us"]
-    ends = [b["e"] for b in buckets]
-    low, high = ends[len(ends) // 4], min(ends[len(ends) * 9 // 10], complete_to - 1)
-    body = [b for b in buckets if low <= b["s"] and b["e"] < high]
-    own_cuts = [b for b in body if b["cut"] in ("volume", "event", "hybrid", "count") and b["e"] > b["s"]]
-    by_time = [b for b in body if b["cut"] == "time"]
-    happened = sorted({t for b in body for t in b["tape_us"]})
-    gap = max(zip(happened, happened[1:], strict=False), key=lambda pair: pair[1] - pair[0])
-    hours = sorted({b["anchor"] for b in buckets if ends[0] < b["anchor"] < high})
-    # best where book states are under way: they happened before T and are known after it
+    # book states under way: they happen, and 10 s may pass until they are known
     under_way = query(
-        f"select exchange, market_type, {us('timestamp')} as t, {us('known_at')} as k from {settings().database('hot')}.orderbooks "
+        f"select exchange, market_type, {us('timestamp')} as t, {us('known_at')} as k from {hot}.orderbooks "
         f"where symbol = '{FULL}' and known_at > timestamp and known_at < timestamp + toIntervalSecond(10)"
     )
 
-    def in_doubt(b: dict[str, Any]) -> int:
+    def in_doubt(bucket: Mapping[str, Any]) -> int:
+        market = (bucket["exchange"], bucket["market_type"])
         return sum(
-            u["t"] <= b["e"] < u["k"] and (u["exchange"], u["market_type"]) == (b["exchange"], b["market_type"]) for u in under_way
+            (u["exchange"], u["market_type"]) == market and u["t"] <= bucket["e"] < u["k"] for u in under_way
         )
 
+    first, low = buckets[0]["e"], buckets[len(buckets) // 4]["e"]
+    high = min(buckets[len(buckets) * 9 // 10]["e"], complete_to - 1)
+    body = [b for b in buckets if low <= b["s"] and b["e"] < high]
+    own_cuts = [b for b in body if b["cut"] not in ("time", "anchor") and b["e"] > b["s"]]
+    happened = sorted({t for b in body for t in b["tape_us"]})
     r = random.Random(seed)
     r.shuffle(own_cuts)
-    cut = max(own_cuts, key=in_doubt)
-    at = {
-        "END": cut["e"],  # the last trade's own time
-        "BEFORE": cut["e"] - 1,  # 1 µs before a bucket would close
-        "TIMED": r.choice(by_time)["e"],
-        "MID": sum(r.choice(own_cuts)[key] for key in ("s", "e")) // 2,
-        "GAP": sum(gap) // 2,
-        "HOUR": hours[-1],
+    end = max(own_cuts, key=in_doubt)["e"]
+    return {
+        "END": end,  # a bucket's last trade
+        "BEFORE": end - 1,  # 1 µs before that bucket closes
+        "TIMED": r.choice([b["e"] for b in body if b["cut"] == "time"]),
+        "MID": sum(r.choice([(b["s"], b["e"]) for b in own_cuts])) // 2,
+        "GAP": sum(max(pairwise(happened), key=lambda pair: pair[1] - pair[0])) // 2,
+        "HOUR": max(b["anchor"] for b in buckets if first < b["anchor"] < high),
     }
-    return at
 
 
-def make(at: Mapping[str, int], treatments: Iterable[Treatment] = ("cut", "shuffle", "late")) -> list[Variant]:
-    """Inserts the variants' raw rows, one variant for each T and treatment, and one `resumed` if there is any `late`."""
-    treatments = list(treatments)
-    variants = [Variant(f"{treatment.upper()}_{name}", treatment, t) for name, t in at.items() for treatment in treatments]
-    if "late" in treatments:
-        variants.append(Variant("RESUMED", "resumed", at["MID"]))
+def make(at: Mapping[str, int], treatments: Iterable[Treatment]) -> list[Variant]:
+    """Inserts the variants' raw rows: one variant for each T and treatment, and one that is to resume."""
+    variants = [Variant(f"{t.upper()}_{name}", t, when) for name, when in at.items() for t in treatments]
+    variants.append(Variant("RESUMED", "resumed", at["MID"]))
     for v in variants:
         known = f"known_at <= {_time(v.at)}"
         for kind in COLUMNS:
             _copy(kind, v.symbol, known)
             if v.treatment == "shuffle":
                 _copy(kind, v.symbol, f"not ({known})", shuffled=True)
-        # at T everything known at T is there: the feed is complete up to the next microsecond
-        _watermarks(v, "watermark" if v.treatment == "shuffle" else f"least(watermark, {_time(v.at + 1)})")
+        # at T all that is known at T is there: the feed is complete up to the next microsecond
+        shown = "watermark" if v.treatment == "shuffle" else f"least(watermark, {_time(v.at + 1)})"
+        _watermarks(v, shown)
     return variants
 
 
 def grow(variants: Iterable[Variant]) -> None:
-    """The late and resumed variants get what became known after T; the late ones also rows that happened before it."""
+    """The late and the resumed variants get what became known after T; the late ones also what happened before.
+
+    Late rows: some of what is long published, and as many as the last 20 s had; with the values of other rows.
+    """
     for v in variants:
         if v.treatment not in ("late", "resumed"):
             continue
+        recent = f"timestamp > {_time(v.at - 20 * SECOND_US)}"
         for kind in COLUMNS:
             _copy(kind, v.symbol, f"known_at > {_time(v.at)}")
             if v.treatment == "late":
-                # all of the last 20 s, and some of what is long published; the values of other rows, so that they would matter
-                _copy(
-                    kind,
-                    v.symbol,
-                    f"timestamp < {_time(v.at)} and (timestamp > {_time(v.at - 20_000_000)} or cityHash64(timestamp) % 8 = 0)",
-                    shuffled=True,
-                    late_after=v.at,
-                )
+                some = f"timestamp < {_time(v.at)} and ({recent} or cityHash64(timestamp) % 8 = 0)"
+                _copy(kind, v.symbol, some, shuffled=True, replaced=_as_late(v.at, recent))
         _watermarks(v, "watermark")
+
+
+def _as_late(t: int, recent: str) -> dict[str, str]:
+    """SQL by column: the row as a new event, known up to 4 s (every other: 1 ms) after T (µs). Recent ones happen
+    within 3 s before T: nothing newer may be known by then, which would make them stale; older ones stay."""
+    within = "cityHash64(timestamp, {}) % {}".format
+    delay = f"if({within(2, 2)} = 0, {within(3, 1000)}, {within(3, 4 * SECOND_US)})"
+    return {
+        "timestamp": f"if({recent}, {_time(t)} - toIntervalMicrosecond({within(1, 3 * SECOND_US)}), "
+        "timestamp + toIntervalMicrosecond(1))",
+        "known_at": f"{_time(t + 1)} + toIntervalMicrosecond({delay})",
+        "trade_id": f"toString({LATE_ID} + toUInt64OrZero(trade_id))",
+        "last_update_id": "last_update_id + 1",
+    }
 
 
 def _time(us: int) -> str:
     return f"fromUnixTimestamp64Micro({us}, 'UTC')"
+
+
+def raw_columns(table: str) -> list[str]:
+    """The columns of a raw table that an insert gives."""
+    rows = query(
+        "select name from system.columns where database = %(d)s and table = %(t)s "
+        "and default_kind != 'MATERIALIZED' order by position",
+        d=settings().database("hot"),
+        t=table,
+    )
+    return [r["name"] for r in rows]
 
 
 def _value_groups(kind: Kind) -> list[list[str]]:
@@ -133,51 +158,39 @@ def _value_groups(kind: Kind) -> list[list[str]]:
     return [[c for c, of in COLUMNS[kind].items() if c not in NATURAL_KEY[kind] and of != "time"]]
 
 
-def _copy(kind: Kind, symbol: str, where: str, *, shuffled: bool = False, late_after: int | None = None) -> None:
-    """Inserts FULL's rows once more under another symbol.
+def _copy(
+    kind: Kind, symbol: str, where: str, *, shuffled: bool = False, replaced: Mapping[str, str] | None = None
+) -> None:
+    """Inserts rows of FULL once more under another symbol.
 
-    shuffled: with the values of one another. late_after: as new events known up to 4 s (half: 1 ms) after that time (µs): those of the
-    20 s before it happened in the 3 s before it (so that nothing newer makes them stale), older ones 1 µs after the copied row.
+    shuffled: with the values of one another. replaced: SQL by column, over the columns of the row.
     """
-    hot = settings().database("hot")
-    columns = [
-        r["name"]
-        for r in query(
-            "select name from system.columns where database = %(d)s and table = %(t)s and default_kind != 'MATERIALIZED'",
-            d=hot, t=kind,
-        )
-    ]  # fmt: skip
-    replaced = {"symbol": db.quote(symbol), "underlying_asset": db.quote(symbol)}
-    if late_after is not None:
-        replaced |= {
-            "timestamp": f"if(timestamp > {_time(late_after - 20_000_000)}, {_time(late_after)} - toIntervalMicrosecond(cityHash64(timestamp, 1) "
-            "% 3000000), timestamp + toIntervalMicrosecond(1))",
-            "known_at": f"{_time(late_after + 1)} + toIntervalMicrosecond(cityHash64(timestamp, 2) % if(cityHash64(timestamp, 3) % 2 = 0, 1000, 4000000))",
-            "trade_id": "toString(trade_seq + 1000000000000)",
-            "last_update_id": "last_update_id + 1",
-        }
-    truth = f"(select *{', trade_seq' if kind == 'trades' else ''} from {kind} final where symbol = '{FULL}' and {where})"
-    if not shuffled:
-        select, source = [replaced.get(c, c) for c in columns], truth
-    else:
+    columns = raw_columns(kind)
+    source = f"{kind} final where symbol = '{FULL}' and {where}"
+    if shuffled:
         groups = _value_groups(kind)
-        kept = [c for c in [*columns, *(["trade_seq"] if kind == "trades" else [])] if not any(c in g for g in groups)]
-        arrays = [f"groupArray(tuple({', '.join(g)})) as g{i}" for i, g in enumerate([kept, *groups])]
-        orders = ", ".join(["timestamp", "known_at", *NATURAL_KEY[kind]])
+        groups = [[c for c in columns if not any(c in g for g in groups)], *groups]
+        arrays = ", ".join(f"groupArray(tuple({', '.join(g)})) as g{i}" for i, g in enumerate(groups))
+        # the first group stays in place
+        joined = ", ".join(f"{f'arrayShuffle(g{i}, {i})' if i else 'g0'} as v{i}" for i in range(len(groups)))
+        names = ", ".join(f"v{i}.{j} as {c}" for i, g in enumerate(groups) for j, c in enumerate(g, 1))
+        order = ", ".join(["timestamp", "known_at", *NATURAL_KEY[kind]])
         source = (
-            f"(select {', '.join(f'v{i}.{j} as {c}' for i, g in enumerate([kept, *groups]) for j, c in enumerate(g, 1))} from "
-            f"(select {', '.join(arrays)} from (select * from {truth} order by {orders}) group by exchange, market_type) array join "
-            f"g0 as v0, {', '.join(f'arrayShuffle(g{i}, {i}) as v{i}' for i in range(1, len(groups) + 1))})"
+            f"(select {names} from (select {arrays} from (select * from {source} order by {order}) "
+            f"group by exchange, market_type) array join {joined})"
         )
-        select = [replaced.get(c, c) for c in columns]
-    execute(f"insert into {kind} ({', '.join(columns)}) select {', '.join(select)} from {source}")
+    to = {"symbol": db.quote(symbol), "underlying_asset": db.quote(symbol), **(replaced or {})}
+    values = ", ".join(to.get(c, c) for c in columns)
+    execute(f"insert into {kind} ({', '.join(columns)}) select {values} from {source}")
 
 
 def _watermarks(v: Variant, watermark: str) -> None:
+    """The feeds of the variant, from FULL's; `watermark`: SQL over it. Its text makes the load's id."""
     execute(
-        "insert into watermarks (kind, exchange, market_type, symbol, watermark, data_source, load_id) "
-        f"select kind, exchange, market_type, {db.quote(v.symbol)}, {watermark}, data_source, concat(load_id, {db.quote(watermark)}) "
-        f"from watermarks final where symbol = '{FULL}'"
+        "insert into watermarks (kind, exchange, market_type, symbol, watermark, data_source, load_id) select "
+        f"kind, exchange, market_type, {db.quote(v.symbol)}, {watermark}, '', {db.quote(watermark)} from "
+        f"(select kind, exchange, market_type, max(watermark) as watermark from watermarks where symbol = '{FULL}' "
+        "group by kind, exchange, market_type)"
     )
 
 
@@ -187,7 +200,9 @@ def set_defaults(features: str, rows: Sequence[tuple[object, ...]]) -> None:
     execute(f"insert into {features}.bucket_defaults values", rows)
 
 
-def add_instruments(features: str, contract_values: Mapping[tuple[str, str], int], symbols: Iterable[str]) -> None:
+def add_instruments(
+    features: str, contract_values: Mapping[tuple[str, str], int], symbols: Iterable[str]
+) -> None:
     """Reference data of the variants. A variant is its own base asset: what pairs markets stays inside it."""
-    rows = [(*market, s, s, "USDT", value, s, 0) for market, value in contract_values.items() for s in symbols]
+    rows = [(*of, s, s, "USDT", value, s, 0) for of, value in contract_values.items() for s in symbols]
     execute(f"insert into {features}.instruments values", rows)

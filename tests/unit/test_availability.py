@@ -137,5 +137,5 @@ def test_a_missing_seed(tmp_path: Path) -> None:
 
 def test_a_symbol_may_hold_anything_csv_can(tmp_path: Path) -> None:
     path = tmp_path / "seed.csv"
-    path.write_text("exchange,market_type,symbol\nx,spot,\"O'NEIL-USD\"\nx,spot,BTC/USDT\n")
+    path.write_text('exchange,market_type,symbol\nx,spot,"O\'NEIL-USD"\nx,spot,BTC/USDT\n')
     assert {i.symbol for i in read_instruments(path)} == {"O'NEIL-USD", "BTC/USDT"}

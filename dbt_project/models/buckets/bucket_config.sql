@@ -11,12 +11,12 @@ with on_time_trades as (
     from {{ ref('stg_trades') }}
     where
         is_on_time
-        {% if is_ranged() %}
+        {%- if is_ranged() %}
         and timestamp >= {{ range_start() }} - toIntervalDay(8)
         and timestamp < {{ range_end() }}
-        {% elif is_incremental() %}
+        {%- elif is_incremental() %}
         and timestamp >= (select max(valid_from) - toIntervalDay(8) from {{ this }})
-        {% endif %}
+        {%- endif %}
 ),
 
 minutes as (
@@ -37,7 +37,13 @@ defaults as (
         i.market_type as market_type,
         i.symbol as symbol,
         d.* except (exchange, market_type, symbol, notes)
-    from (select distinct exchange, market_type, symbol from minutes) as i
+    from (
+        select distinct
+            exchange,
+            market_type,
+            symbol
+        from minutes
+    ) as i
     cross join {{ ref('bucket_defaults') }} as d
     where d.exchange in (i.exchange, '*') and d.market_type in (i.market_type, '*') and d.symbol in (i.symbol, '*')
     order by (d.symbol = '*') + (d.market_type = '*') + (d.exchange = '*')
@@ -94,7 +100,7 @@ calibrated as (
         market_type,
         symbol,
         informed_anchor,
-        quantileExact(0.5)(volume_per_second) as vps_p50,
+        quantileExact(0.5)(volume_per_second) as vps_p50, -- noqa: LT01
         count() as minutes_seen
     from history
     group by exchange, market_type, symbol, informed_anchor
@@ -137,5 +143,13 @@ left join calibrated as c
 {% if is_ranged() %}
 where a.anchor >= {{ range_start() }} and a.anchor < {{ range_end() }}
 {% elif is_incremental() %}
-where (a.exchange, a.market_type, a.symbol, a.anchor) not in (select exchange, market_type, symbol, valid_from from {{ this }})
+where
+    (a.exchange, a.market_type, a.symbol, a.anchor) not in (
+        select
+            exchange,
+            market_type,
+            symbol,
+            valid_from
+        from {{ this }}
+    )
 {% endif %}

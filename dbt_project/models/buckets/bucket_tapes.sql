@@ -49,11 +49,11 @@ on_time_trades as (
     from {{ ref('stg_trades') }}
     where
         is_on_time
-        {% if is_ranged() %}
+        {%- if is_ranged() %}
         and timestamp >= {{ range_start() }}
-        {% elif appends %}
+        {%- elif appends %}
         and timestamp >= (select min(last_trade.1) from published)
-        {% endif %}
+        {%- endif %}
 ),
 
 -- How far each feed has come: what closes its last bucket.
@@ -65,11 +65,21 @@ feeds as (
         max(last_at) as last_trade_at,
         max(complete_to) as watermark
     from (
-        select exchange, market_type, symbol, max(timestamp) as last_at, toDateTime64(0, 6, 'UTC') as complete_to
+        select
+            exchange,
+            market_type,
+            symbol,
+            max(timestamp) as last_at,
+            toDateTime64(0, 6, 'UTC') as complete_to
         from on_time_trades
         group by exchange, market_type, symbol
         union all
-        select exchange, market_type, symbol, toDateTime64(0, 6, 'UTC') as last_at, watermark as complete_to
+        select
+            exchange,
+            market_type,
+            symbol,
+            toDateTime64(0, 6, 'UTC') as last_at,
+            watermark as complete_to
         from {{ ref('stg_watermarks') }}
         where kind = 'trades'
     )
@@ -92,12 +102,12 @@ update_times as (
         and toDateTime(intDiv(toUnixTimestamp(b.known_at), c.anchor_seconds) * c.anchor_seconds, 'UTC') = c.valid_from
     where
         c.mode = 'event'
-        {% if is_ranged() %}
+        {%- if is_ranged() %}
         and b.known_at >= {{ range_start() }}
         and b.known_at < {{ range_end() }}
-        {% elif appends %}
+        {%- elif appends %}
         and b.known_at >= (select min(last_trade.1) from published)
-        {% endif %}
+        {%- endif %}
     group by exchange, market_type, symbol, anchor_ts
 ),
 
@@ -215,7 +225,9 @@ pointed as (
             arrayMap((e, u, x) -> if(e < x + t_max, toInt64(u) + 1, n + 2), update_end, up_to_update, t)
         ) as after_cut,
         arrayMap((c, d) -> toUInt32(least(c, d + 1)), after_cut, before_deadline) as next_first,
-        arrayMap((c, d, x) -> multiIf(c <= d + 1, 'cut', x + t_max <= anchor_end, 'time', 'anchor'), after_cut, before_deadline, t) as reasons,
+        arrayMap(
+            (c, d, x) -> multiIf(c <= d + 1, 'cut', x + t_max <= anchor_end, 'time', 'anchor'), after_cut, before_deadline, t
+        ) as reasons,
         arrayMap(
             (r, e, x) -> multiIf(r = 'time', x + t_max, r = 'anchor', anchor_end, mode = 'event', e, toInt64(0)), reasons, update_end, t
         ) as fixed_ends,
@@ -280,7 +292,10 @@ select
     c.market_type as market_type,
     c.symbol as symbol,
     -- a sequence of 100,000 in one anchor would run into the next anchor's ids
-    toUInt64(toUInt64(c.anchor_s) * 100000 + c.sequence + throwIf(c.sequence >= 100000, 'over 100,000 buckets in one anchor: raise q_bucket')) as bucket_id,
+    toUInt64(
+        toUInt64(c.anchor_s) * 100000 + c.sequence
+        + throwIf(c.sequence >= 100000, 'more than 100,000 buckets in one anchor: raise q_bucket')
+    ) as bucket_id,
     toDateTime(c.anchor_s, 'UTC') as anchor_ts,
     toUInt32(c.sequence) as sequence,
     fromUnixTimestamp64Micro(c.trades[1].1, 'UTC') as bucket_ts_start,

@@ -33,7 +33,10 @@ stepped as (
         (mid_{{ k }} / mid_close - 1)
         / greatest(dateDiff('microsecond', bucket_ts_end, end_{{ k }}) / 1e6, {{ var('label_floor_s') }}) as ret_ps_{{ k }},
         (mid_close / {{ before('mid_close', k) }} - 1)
-        / greatest(dateDiff('microsecond', {{ before('bucket_ts_end', k) }}, bucket_ts_end) / 1e6, {{ var('label_floor_s') }}) as past_ret_ps_{{ k }},
+        / greatest(
+            dateDiff('microsecond', {{ before('bucket_ts_end', k) }}, bucket_ts_end) / 1e6,
+            {{ var('label_floor_s') }}
+        ) as past_ret_ps_{{ k }},
         {%- endfor %}
         -- seconds behind each return that rv sums
         if(
@@ -51,7 +54,13 @@ stepped as (
 
 scaled as (
     select
-        * except (return_seconds, {% for k in steps %}mid_{{ k }}, past_ret_ps_{{ k }}{{ ', ' if not loop.last }}{% endfor %}),
+        * except (
+            {%- for k in steps %}
+            mid_{{ k }},
+            past_ret_ps_{{ k }},
+            {%- endfor %}
+            return_seconds
+        ),
         {%- for k in steps %}
         if(
             count(past_ret_ps_{{ k }}) over {{ past(n) }} >= 10,
@@ -71,11 +80,19 @@ books as (
         symbol,
         max(complete_to) as complete_to
     from (
-        select exchange, market_type, symbol, max(known_at) as complete_to
+        select
+            exchange,
+            market_type,
+            symbol,
+            max(known_at) as complete_to
         from {{ ref('book_updates') }}
         group by exchange, market_type, symbol
         union all
-        select exchange, market_type, symbol, watermark as complete_to
+        select
+            exchange,
+            market_type,
+            symbol,
+            watermark as complete_to
         from {{ ref('stg_watermarks') }}
         where kind = 'orderbooks'
     )
@@ -107,7 +124,7 @@ clock_returns as (
         r.symbol as symbol,
         r.bucket_id as bucket_id,
         {%- for h in horizons %}
-        anyIf(r.mid_then / r.mid_close - 1, r.horizon = {{ h }}) as ret_{{ h }}s{{ ',' if not loop.last }}
+        anyIf(r.mid_then / r.mid_close - 1, r.horizon = {{ h }}) as ret_{{ h }}s{%- if not loop.last %},{% endif %}
         {%- endfor %}
     from reached as r
     inner join books as b
@@ -124,7 +141,7 @@ returns as (
         {%- for h in horizons %}
         c.ret_{{ h }}s as ret_{{ h }}s,
         s.bucket_ts_end + toIntervalSecond({{ h }}) as end_{{ h }}s,
-        {{ sigma }} * sqrt(s.variance_per_second * {{ h }}) as threshold_{{ h }}s{{ ',' if not loop.last }}
+        {{ sigma }} * sqrt(s.variance_per_second * {{ h }}) as threshold_{{ h }}s{%- if not loop.last %},{% endif %}
         {%- endfor %}
     from scaled as s
     left join clock_returns as c
@@ -143,12 +160,20 @@ select
     bucket_ts_end,
     {%- for k in steps %}
     ret_ps_{{ k }} as label_ret_ps_{{ k }},
-    toNullable(toInt8(if(ret_ps_{{ k }} is null or threshold_{{ k }} is null, null, (ret_ps_{{ k }} > threshold_{{ k }}) - (ret_ps_{{ k }} < -threshold_{{ k }})))) as label_cls_{{ k }},
+    toNullable(toInt8(if(
+        ret_ps_{{ k }} is null or threshold_{{ k }} is null,
+        null,
+        (ret_ps_{{ k }} > threshold_{{ k }}) - (ret_ps_{{ k }} < -threshold_{{ k }})
+    ))) as label_cls_{{ k }},
     end_{{ k }} as label_known_at_{{ k }},
     {%- endfor %}
     {%- for h in horizons %}
     ret_{{ h }}s as label_ret_{{ h }}s,
-    toNullable(toInt8(if(ret_{{ h }}s is null or threshold_{{ h }}s is null, null, (ret_{{ h }}s > threshold_{{ h }}s) - (ret_{{ h }}s < -threshold_{{ h }}s)))) as label_cls_{{ h }}s,
-    end_{{ h }}s as label_known_at_{{ h }}s{{ ',' if not loop.last }}
+    toNullable(toInt8(if(
+        ret_{{ h }}s is null or threshold_{{ h }}s is null,
+        null,
+        (ret_{{ h }}s > threshold_{{ h }}s) - (ret_{{ h }}s < -threshold_{{ h }}s)
+    ))) as label_cls_{{ h }}s,
+    end_{{ h }}s as label_known_at_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}
 from returns

@@ -16,8 +16,9 @@ select
     known_at,
     data_source
 from {{ source('hot', 'orderbooks') }} final
-where data_source in (
-    select data_source
-    from {{ ref('source_availability') }}
-    where kind = 'orderbooks' and feeds_clock = 1
-)
+where
+    data_source in (
+        select data_source
+        from {{ ref('source_availability') }}
+        where kind = 'orderbooks' and feeds_clock = 1
+    )

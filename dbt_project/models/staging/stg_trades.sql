@@ -13,8 +13,9 @@ select
     known_at <= timestamp as is_on_time,
     data_source
 from {{ source('hot', 'trades') }} final
-where data_source in (
-    select data_source
-    from {{ ref('source_availability') }}
-    where kind = 'trades' and feeds_clock = 1
-)
+where
+    data_source in (
+        select data_source
+        from {{ ref('source_availability') }}
+        where kind = 'trades' and feeds_clock = 1
+    )

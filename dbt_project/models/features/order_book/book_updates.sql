@@ -46,18 +46,20 @@ incoming as (
     {% endif %}
     where
         b.known_at <= b.timestamp + toIntervalMillisecond({{ var('book_max_lag_ms') }})
-        {% if is_ranged() %}
+        {%- if is_ranged() %}
         and b.known_at >= {{ range_start() }} - toIntervalMillisecond({{ var('book_max_lag_ms') }})
         and b.known_at < {{ range_end() }}
-        {% elif appends %}
+        {%- elif appends %}
         and b.known_at >= (select min(known_at) from published)
         and (p.known_at is null or b.known_at > p.known_at)
+        {%- endif %}
+    {% if appends %}
     union all
     select
         *,
         false as is_new
     from published
-        {% endif %}
+    {% endif %}
 ),
 
 in_order_of_knowledge as (

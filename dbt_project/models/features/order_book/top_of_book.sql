@@ -48,7 +48,7 @@ updates as (
         u.ofi_increment as ofi_increment,
         (u.known_at, u.timestamp, u.last_update_id) as place
     from {{ ref('book_updates') }} as u
-    asof inner join ends as e
+    asof join ends as e
         on u.exchange = e.exchange
         and u.market_type = e.market_type
         and u.symbol = e.symbol
@@ -66,7 +66,9 @@ over_bucket as (
         symbol,
         bucket_id,
         count() as book_update_count,
-        arraySort(groupArrayIf((place, assumeNotNull(mid), assumeNotNull(spread_bps), assumeNotNull(tob_imbalance)), mid is not null)) as valid,
+        arraySort(
+            groupArrayIf((place, assumeNotNull(mid), assumeNotNull(spread_bps), assumeNotNull(tob_imbalance)), mid is not null)
+        ) as valid,
         sum(ofi_increment) as ofi
     from updates
     group by exchange, market_type, symbol, bucket_id
