@@ -101,6 +101,7 @@ def us(column: str) -> str:
     return f"toUnixTimestamp64Micro({column})"
 
 
-def table_hash(table: str, where: str = "1") -> dict[str, Any]:
+def table_hash(table: str, where: str = "1", *, columns: str = "*") -> dict[str, Any]:
     """Row count and an order-independent hash over every byte of every column."""
-    return query(f"select count() as n, sum(cityHash64(*)) as h, groupBitXor(sipHash64(*)) as x from {table} where {where}")[0]
+    hashed = f"select count() as n, sum(cityHash64({columns})) as h, groupBitXor(sipHash64({columns})) as x"
+    return query(f"{hashed} from {table} where {where}")[0]

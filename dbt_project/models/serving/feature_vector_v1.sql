@@ -1,7 +1,7 @@
 {{ config(**bucket_grain()) }}
-{{ config(settings={'index_granularity': 256}) }}
+{{ config(settings={'index_granularity': 256, 'min_compress_block_size': 1024, 'max_compress_block_size': 4096}) }}
 
--- Version 1 of the public feature row. Small granules: the scorer reads single rows from the end.
+-- Version 1 of the public feature row. Small granules and blocks: the scorer reads single rows from the end.
 with flow as (
     select *
     from {{ new_buckets(ref('trade_flow')) }}
