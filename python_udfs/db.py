@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 from python_udfs.errors import UserError
 from python_udfs.settings import settings
 
+# a server that is down is told in one message of ours, not in a traceback per try
+logging.getLogger("clickhouse_driver.connection").setLevel(logging.CRITICAL)
 _AUTHENTICATION_FAILED = 516  # newer than the driver's own list of codes
 
 

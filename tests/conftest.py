@@ -29,12 +29,19 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _free_ports(n: int) -> list[int]:
-    """`n` different ports that nothing listens on."""
+    """`n` different ports that nothing listens on, below the range from which outgoing connections take theirs:
+    while a server is down, a client's own connection could otherwise sit on its port.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
+        found: list[int] = []
+        while len(found) < n:
+            s = stack.enter_context(socket.socket())
+            try:
+                s.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_000)))
+            except OSError:
+                continue
+            found.append(s.getsockname()[1])
+        return found
 
 
 @contextmanager

@@ -160,7 +160,10 @@ def _bar(err: Console) -> Iterator[Callable[[Reader, str], OnBytes | None]]:
 
 
 def _label(paths: list[str]) -> str:
+    """A load's name: its first file, or the folder of a generated market."""
     first = Path(paths[0]).name
+    if first == "manifest.json":
+        return Path(paths[0]).parent.name
     return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"
 
 

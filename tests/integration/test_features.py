@@ -146,5 +146,16 @@ def test_increments_and_ranged_rebuilds_give_the_same_bytes(store: Settings) -> 
     for date in ("2026-01-04", "2026-01-05"):
         dbt("run", t_max_s=5, t_target_s=2, start=date, end=date)
     assert {t: table_hash(t) for t in TABLES} == by_increments
+    # An instrument that comes late with older data than all the others
+    shift = 700 * day
+    older = _trades(r, 200)
+    books = _books(r, older[0].timestamp, older[-1].timestamp)
+    late_comer = ("beta", "spot", "BBBUSDT")
+    insert_trades([t._replace(timestamp=t.timestamp - shift, known_at=t.known_at - shift) for t in older], late_comer)
+    insert_books([(b[0] - shift, *b[1:6], b[6] - shift) for b in books], late_comer)
+    dbt("run", t_max_s=5, t_target_s=2)
+    by_increments = {t: table_hash(t) for t in TABLES}
+    [row] = query("select count() as n from feature_vector_v1 where exchange = 'beta' and symbol = 'BBBUSDT' and mid_close > 0")
+    assert row["n"] > 2
     dbt("run", full_refresh=True, t_max_s=5, t_target_s=2)
     assert {t: table_hash(t) for t in TABLES} == by_increments

@@ -1,5 +1,7 @@
 """Each generic test of macros/tests/ passes on good rows and fails on bad ones: run by dbt, in a project of its own."""
 
+# ruff: noqa: E501 (a table of cases)
+
 from __future__ import annotations
 
 import shutil
@@ -86,16 +88,24 @@ CASES: dict[str, tuple[str, dict[str, Any], Columns, list[Row], bool]] = {
     "stuck_in_a_group": ("not_constant", {"column_name": "n", "group_by_columns": ["k"]}, KEY, [("'a'", 1), ("'a'", 2), ("'b'", 1)], False),
 }  # fmt: skip
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "unique_of_text": ("unique_combination_of_columns", {"combination_of_columns": "k, n"}, "has to be a list"),
+    "unique_of_text": (
+        "unique_combination_of_columns",
+        {"combination_of_columns": "k, n"},
+        "has to be a list",
+    ),
     "range_without_bounds": ("accepted_range", {"column_name": "n"}, "give min_value, max_value or both"),
-    "ranges_with_odd_gaps": ("mutually_exclusive_ranges", {"lower_bound_column": "n", "upper_bound_column": "n", "gaps": "some"}, "not 'some'"),
+    "ranges_with_odd_gaps": (
+        "mutually_exclusive_ranges",
+        {"lower_bound_column": "n", "upper_bound_column": "n", "gaps": "some"},
+        "not 'some'",
+    ),
 }
 
 
 def _model_sql(columns: Columns, rows: list[Row]) -> str:
     one = ", ".join(f"cast({{}} as {kind}) as {name}" for name, kind in columns.items())
-    selects = [f"select {one.format(*row)}" for row in rows] or [f"select {one.format(*['null'] * len(columns))} where false".replace("null", "0")]
-    return "\nunion all\n".join(selects)
+    no_row = f"select {one.format(*[0] * len(columns))} where false"
+    return "\nunion all\n".join([f"select {one.format(*row)}" for row in rows] or [no_row])
 
 
 def _project(folder: Path, cases: dict[str, tuple[str, dict[str, Any], str]]) -> None:
@@ -110,17 +120,28 @@ def _project(folder: Path, cases: dict[str, tuple[str, dict[str, Any], str]]) ->
     }
     (folder / "dbt_project.yml").write_text(yaml.safe_dump(project))
     (folder / "models").mkdir()
-    models = []
+    models: list[dict[str, Any]] = []
     for name, (test, arguments, sql) in cases.items():
         (folder / "models" / f"{name}.sql").write_text(sql)
-        of_column = arguments.get("column_name") if test in ("accepted_range", "not_constant", "expression_is_true") else None
-        tests = [{test: {"arguments": {k: v for k, v in arguments.items() if k != "column_name" or not of_column}}}]
-        models.append({"name": name, **({"columns": [{"name": of_column, "data_tests": tests}]} if of_column else {"data_tests": tests})})
+        of_column = (
+            test in ("accepted_range", "not_constant", "expression_is_true") and "column_name" in arguments
+        )
+        given = {k: v for k, v in arguments.items() if not (of_column and k == "column_name")}
+        tests = {"data_tests": [{test: {"arguments": given}}]}
+        columns = {"columns": [{"name": arguments["column_name"], **tests}]} if of_column else tests
+        models.append({"name": name, **columns})
     (folder / "models" / "models.yml").write_text(yaml.safe_dump({"version": 2, "models": models}))
 
 
 def _dbt(folder: Path, *args: str) -> Any:
-    words = ["--project-dir", str(folder), "--profiles-dir", str(folder), "--target-path", str(folder / "target")]
+    words = [
+        "--project-dir",
+        str(folder),
+        "--profiles-dir",
+        str(folder),
+        "--target-path",
+        str(folder / "target"),
+    ]
     return dbtRunner().invoke([*args, *words, "--log-path", str(folder / "logs"), "--quiet"])
 
 
@@ -128,7 +149,13 @@ def _dbt(folder: Path, *args: str) -> Any:
 def outcomes(module_store: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Case -> status of its data test, all in one `dbt build`."""
     folder = tmp_path_factory.mktemp("generic")
-    _project(folder, {name: (test, arguments, _model_sql(columns, rows)) for name, (test, arguments, columns, rows, _) in CASES.items()})
+    _project(
+        folder,
+        {
+            name: (test, arguments, _model_sql(columns, rows))
+            for name, (test, arguments, columns, rows, _) in CASES.items()
+        },
+    )
     (folder / "models" / "twins.sql").write_text(_model_sql(KEY, [("'a'", 1), ("'a'", 1), ("'b'", "null")]))
     results = _dbt(folder, "build").result.results
     models = {r.node.name: r for r in results if r.node.resource_type == "model"}

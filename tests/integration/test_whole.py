@@ -102,8 +102,8 @@ def test_kill_nine_in_the_middle_of_ingest_and_build_ends_in_the_same_rows(own_s
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     raw = {kind: table_hash(f"kill_marketprism_hot.{kind}", columns="* except (created_at)") for kind in ("trades", "orderbooks", "funding_rates")}
     built = {t: table_hash(t) for t in TABLES}
-    assert raw["trades"]["n"] > 20_000
-    assert built["feature_vector_v1"]["n"] > 500
+    assert raw["trades"]["n"] > 20_000, raw
+    assert built["feature_vector_v1"]["n"] > 400, {t: h["n"] for t, h in built.items()}
 
     # One clean run, next door.
     with pytest.MonkeyPatch.context() as patch:

@@ -17,8 +17,8 @@ from python_udfs.settings import REPOSITORY, settings
 
 PROJECT: Final = ("dbt_project.yml", "profiles.yml", "dbt_project", "macros", "seeds", "tests/dbt")
 SEEDS: Final = ("instruments", "source_availability", "bucket_defaults")
-# Small blocks: the bits of a result must not depend on where the engine happens to cut its input. With its own
-# 65,409 rows they would do so unseen until a market is that long.
+# Small blocks: the bits of a result must not depend on where the engine happens to cut its input. With its
+# own 65,409 rows they would do so unseen until a market is that long.
 BLOCK_ROWS: Final = 997
 
 
@@ -59,7 +59,7 @@ class Build:
     target: Path
 
     def dbt(self, *words: str, may_fail: bool = False) -> list[Any]:
-        """Runs dbt in this process and returns its results. may_fail: a failing test is a result like any other.
+        """Runs dbt in this process and returns its results. may_fail: failing tests are results, too.
 
         Raises:
             AssertionError: a node failed; the message names it.

@@ -220,7 +220,7 @@ REVERSED: Final = "what precedes in a descending window comes after"
 ASOF_ALLOWED: Final = {
     "macros/time/as_of.sql": "the one place",
     "dbt_project/models/features/order_book/top_of_book.sql": "which bucket an update falls into: an update "
-    "looks for the first bucket that had not ended before it; tests/dbt/leakage_book_updates.sql counts after it",
+    "looks for the first bucket that had not ended before it; leakage_book_updates.sql counts after it",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(

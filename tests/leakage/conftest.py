@@ -18,7 +18,7 @@ CLOCK = ("stg_trades", "stg_orderbooks", "stg_watermarks", "bucket_config", "buc
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What goes with symbol FULL in the raw tables: rows of bucket_defaults, and contract values by market."""
+    """What goes with symbol FULL in the raw tables: rows of bucket_defaults, contract values by market."""
 
     defaults: Sequence[tuple[object, ...]]
     contract_values: Mapping[tuple[str, str], int]

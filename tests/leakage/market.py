@@ -1,4 +1,4 @@
-"""A generated market with everything that tempts a leak: ties, gaps, hour boundaries, rows that are known late.
+"""A generated market with what tempts a leak: ties, gaps, hour boundaries, rows that are known late.
 
 All instruments carry the symbol FULL: the whole truth that variants are cut from.
 """
@@ -29,7 +29,7 @@ MARKETS: Final[dict[tuple[str, str], tuple[object, ...]]] = {
 
 
 def trades(r: random.Random) -> list[Trade]:
-    """From 40 s before START to END: ties, gaps of 20 min; 1 in 25 is known 0.5 s to 10 min after it happened."""
+    """From 40 s before START to END: ties, gaps of 20 min; 1 in 25 is known 0.5 s to 10 min late."""
     t, price, i, out = START - 40 * SECOND_US, 100 * E8, 0, []
     while t < END:
         t += r.choice([0, 0, 1000, r.randrange(1, 900_000), r.randrange(1, 25 * SECOND_US)])
@@ -43,8 +43,8 @@ def trades(r: random.Random) -> list[Trade]:
 
 
 def books(r: random.Random, first: int, last: int) -> list[BookRow]:
-    """Ties, stalls (what happens in one is known at its end), rows that are stale on arrival or too old to use,
-    empty sides, and silences longer than the allowed age."""
+    """Ties, stalls (what happens in one is known at its end), rows that are stale on arrival or too old to
+    use, empty sides, and silences longer than the allowed age."""
     t, u, out, bid, stalled_until = first - 3 * SECOND_US, 0, [], 100 * E8, 0
     while t < last + 20 * SECOND_US:
         t += r.choice([0, 1000, r.randrange(1, 2_000_000), r.randrange(1, 9 * SECOND_US)])

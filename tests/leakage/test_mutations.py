@@ -29,7 +29,8 @@ AND_THE_NEXT = f"over ({INSTRUMENT} order by bucket_id rows between current row 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """`patches`: (file, old text, new text); without an old text a new file. `found_by`: (check, table), at least."""
+    """`patches`: (file, old text, new text); without an old text a new file. `found_by`: at least these
+    (check, table); a table stands for its horizons, too."""
 
     patches: list[tuple[str, str, str]]
     found_by: set[tuple[str, str]]
@@ -51,8 +52,8 @@ LEAKS = {
             (
                 TOP_OF_BOOK,
                 "        bucket_ts_end\n    from {{ new_buckets",
-                f"        bucket_ts_end,\n        leadInFrame(bucket_ts_end, 1, bucket_ts_end) {AND_THE_NEXT} "
-                "as next_end\n    from {{ new_buckets",
+                f"        bucket_ts_end,\n        leadInFrame(bucket_ts_end, 1, bucket_ts_end) {AND_THE_NEXT}"
+                " as next_end\n    from {{ new_buckets",
             ),
             (TOP_OF_BOOK, "prefix='book',", "prefix='book', at='next_end',"),
         ],
@@ -68,7 +69,8 @@ LEAKS = {
             (
                 FEATURE_VECTOR,
                 "inner join {{ ref(model) }} as",
-                "inner join (select * replace (toUInt64(bucket_id - 1) as bucket_id) from {{ ref(model) }}) as",
+                "inner join (select * replace (toUInt64(bucket_id - 1) as bucket_id) from {{ ref(model) }}) "
+                "as",
             )
         ],
         {("cut", "feature_vector_v1"), ("shuffle", "feature_vector_v1")},
@@ -126,15 +128,15 @@ LEAKS = {
     ),
     "a_label_said_to_be_known_early": Leak(
         [(LABELS, "end_{{ h }}s as label_known_at_{{ h }}s", "end_5s as label_known_at_{{ h }}s")],
-        {("cut", "bucket_labels:60s"), ("shuffle", "bucket_labels:60s"), ("cut", "training_set:300s")},
+        {("cut", "bucket_labels"), ("shuffle", "bucket_labels"), ("cut", "training_set")},
     ),
     "a_label_said_to_be_known_at_once": Leak(
         [(LABELS, "end_{{ h }}s as label_known_at_{{ h }}s", "bucket_ts_end as label_known_at_{{ h }}s")],
-        {("inputs", "leakage_label_times"), ("cut", "bucket_labels:5s")},
+        {("inputs", "leakage_label_times"), ("cut", "bucket_labels")},
     ),
     "a_label_before_its_horizon_is_over": Leak(
         [(LABELS, "    where r.target_at <= b.complete_to\n", "")],
-        {("cut", "bucket_labels:10s")},
+        {("cut", "bucket_labels")},
     ),
     "a_new_model_that_nobody_named": Leak(
         [
@@ -186,7 +188,7 @@ def test_a_planted_leak_is_found(raw: Story, tmp_path: Path, name: str) -> None:
             patch(project, file, old, new)
         else:
             (project / file).write_text(new)
-    found = {(v.check, v.table) for v in _violations(raw, project, tmp_path / "target", name)}
+    found = {(v.check, v.table.split(":")[0]) for v in _violations(raw, project, tmp_path / "target", name)}
     assert leak.found_by <= found, f"not found: {leak.found_by - found}; found: {sorted(found)}"
 
 
@@ -197,6 +199,6 @@ def test_a_model_must_say_when_its_rows_are_known(raw: Story, tmp_path: Path) ->
         "from {{ ref('trade_flow') }} group by all"
     )
     with building(project, tmp_path / "target", "timeless", seeds_from=raw.build) as build:
-        build.dbt("run", "--select", "config.materialized:view", "+daily_volume")
+        build.dbt("run")
         with pytest.raises(AssertionError, match=r"when is a row of \['daily_volume'\] known"):
             parts(build)

@@ -1,10 +1,10 @@
-"""Copies of one market, each spoiled at its own moment T, side by side in one store: one dbt run builds them all.
+"""Copies of one market, each spoiled at its own moment T, side by side: one dbt run builds them all.
 
-A variant is a symbol. Everything of symbol FULL is the truth, and a variant's rows with as_of <= T must equal it:
+A variant is a symbol. Symbol FULL is the truth, and a variant's rows with as_of <= T must equal FULL's:
 
 * cut: only what was known at T is there, and the feeds' watermarks stand at T.
 * shuffle: everything is there, but what became known after T has its values permuted.
-* late: at first as `cut`; `grow` then adds the rest, and rows that happened before T and became known after it.
+* late: at first as `cut`; `grow` then adds the rest, and what happened before T and became known after it.
 * resumed: as `late`, without the late rows: at the end it has to equal FULL from the first row to the last.
 """
 
@@ -77,12 +77,14 @@ def moments(features: str, seed: int) -> dict[str, int]:
     r = random.Random(seed)
     r.shuffle(own_cuts)
     end = max(own_cuts, key=in_doubt)["e"]
+    widest = max(pairwise(happened), key=lambda pair: pair[1] - pair[0])
+    middle = r.choice(own_cuts)
     return {
         "END": end,  # a bucket's last trade
         "BEFORE": end - 1,  # 1 µs before that bucket closes
         "TIMED": r.choice([b["e"] for b in body if b["cut"] == "time"]),
-        "MID": sum(r.choice([(b["s"], b["e"]) for b in own_cuts])) // 2,
-        "GAP": sum(max(pairwise(happened), key=lambda pair: pair[1] - pair[0])) // 2,
+        "MID": (middle["s"] + middle["e"]) // 2,
+        "GAP": sum(widest) // 2,
         "HOUR": max(b["anchor"] for b in buckets if first < b["anchor"] < high),
     }
 
@@ -104,10 +106,8 @@ def make(at: Mapping[str, int], treatments: Iterable[Treatment]) -> list[Variant
 
 
 def grow(variants: Iterable[Variant]) -> None:
-    """The late and the resumed variants get what became known after T; the late ones also what happened before.
-
-    Late rows: some of what is long published, and as many as the last 20 s had; with the values of other rows.
-    """
+    """The late and the resumed variants get what became known after T; the late ones also late rows: for
+    each of the last 20 s and some of what is long published, with the values of other rows."""
     for v in variants:
         if v.treatment not in ("late", "resumed"):
             continue
@@ -121,8 +121,8 @@ def grow(variants: Iterable[Variant]) -> None:
 
 
 def _as_late(t: int, recent: str) -> dict[str, str]:
-    """SQL by column: the row as a new event, known up to 4 s (every other: 1 ms) after T (µs). Recent ones happen
-    within 3 s before T: nothing newer may be known by then, which would make them stale; older ones stay."""
+    """SQL by column: the row as a new event, known up to 4 s (every other: 1 ms) after T (µs). Recent ones
+    happen within 3 s before T, so that nothing newer makes them stale; older ones where they were."""
     within = "cityHash64(timestamp, {}) % {}".format
     delay = f"if({within(2, 2)} = 0, {within(3, 1000)}, {within(3, 4 * SECOND_US)})"
     return {
@@ -187,10 +187,10 @@ def _copy(
 def _watermarks(v: Variant, watermark: str) -> None:
     """The feeds of the variant, from FULL's; `watermark`: SQL over it. Its text makes the load's id."""
     execute(
-        "insert into watermarks (kind, exchange, market_type, symbol, watermark, data_source, load_id) select "
-        f"kind, exchange, market_type, {db.quote(v.symbol)}, {watermark}, '', {db.quote(watermark)} from "
-        f"(select kind, exchange, market_type, max(watermark) as watermark from watermarks where symbol = '{FULL}' "
-        "group by kind, exchange, market_type)"
+        "insert into watermarks (kind, exchange, market_type, symbol, watermark, data_source, load_id) "
+        f"select kind, exchange, market_type, {db.quote(v.symbol)}, {watermark}, '', {db.quote(watermark)} "
+        "from (select kind, exchange, market_type, max(watermark) as watermark from watermarks "
+        f"where symbol = '{FULL}' group by kind, exchange, market_type)"
     )
 
 

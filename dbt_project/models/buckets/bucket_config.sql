@@ -15,7 +15,14 @@ with on_time_trades as (
         and timestamp >= {{ range_start() }} - toIntervalDay(8)
         and timestamp < {{ range_end() }}
         {%- elif is_incremental() %}
-        and timestamp >= (select max(valid_from) - toIntervalDay(8) from {{ this }})
+        -- as far back as the instrument that is furthest behind needs; all of an instrument that is new
+        and (
+            (exchange, market_type, symbol) not in (select distinct exchange, market_type, symbol from {{ this }})
+            or timestamp >= (
+                select min(last_anchor) - toIntervalDay(8)
+                from (select max(valid_from) as last_anchor from {{ this }} group by exchange, market_type, symbol)
+            )
+        )
         {%- endif %}
 ),
 

@@ -30,7 +30,9 @@ clocks as (
         argMax(c.anchor_seconds, c.valid_from) as anchor_seconds,
         {% if appends %}
         any(p.last_bucket_id) as last_bucket_id,
-        any(p.last_trade) as last_trade
+        any(p.last_trade) as last_trade,
+        -- nothing published yet: from its first anchor
+        coalesce(any(p.last_trade.1), toDateTime64(min(c.valid_from), 6, 'UTC')) as resume_from
         {% else %}
         cast(null, 'Nullable(UInt64)') as last_bucket_id
         {% endif %}
@@ -52,7 +54,7 @@ on_time_trades as (
         {%- if is_ranged() %}
         and timestamp >= {{ range_start() }}
         {%- elif appends %}
-        and timestamp >= (select min(last_trade.1) from published)
+        and timestamp >= (select min(resume_from) from clocks)
         {%- endif %}
 ),
 
@@ -106,7 +108,7 @@ update_times as (
         and b.known_at >= {{ range_start() }}
         and b.known_at < {{ range_end() }}
         {%- elif appends %}
-        and b.known_at >= (select min(last_trade.1) from published)
+        and b.known_at >= (select min(resume_from) from clocks)
         {%- endif %}
     group by exchange, market_type, symbol, anchor_ts
 ),

@@ -1,0 +1,114 @@
+"""`dbt build` and `dbt docs generate` work on an empty store, and nothing of ours lacks its description."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jinja2
+import pytest
+
+from python_udfs.settings import REPOSITORY, Settings
+from tests.support import dbt
+
+Node = dict[str, Any]
+
+
+class Project:
+    """The manifest's nodes of this project, and the catalog of what is in the database."""
+
+    def __init__(self, manifest: dict[str, Any], catalog: dict[str, Any]) -> None:
+        ours = [n for n in manifest["nodes"].values() if n["package_name"] == "marketprism"]
+        self.models = {n["unique_id"]: n for n in ours if n["resource_type"] == "model"}
+        self.seeds = {n["unique_id"]: n for n in ours if n["resource_type"] == "seed"}
+        self.tests = [n for n in ours if n["resource_type"] == "test"]
+        self.sources: dict[str, Node] = manifest["sources"]
+        self.macros = {k: m for k, m in manifest["macros"].items() if m["package_name"] == "marketprism"}
+        self.exposures: dict[str, Node] = manifest["exposures"]
+        self.unit_tests: dict[str, Node] = manifest["unit_tests"]
+        self.tables: dict[str, Node] = {**catalog["nodes"], **catalog["sources"]}
+
+    @property
+    def relations(self) -> dict[str, Node]:
+        return {**self.models, **self.seeds, **self.sources}
+
+
+@pytest.fixture(scope="module")
+def project(module_store: Settings) -> Project:
+    dbt("build")
+    dbt("docs", "generate")
+    target = module_store.data_dir / "dbt" / module_store.db_prefix
+    return Project(
+        json.loads((target / "manifest.json").read_text()), json.loads((target / "catalog.json").read_text())
+    )
+
+
+def test_the_catalog_has_every_relation(project: Project) -> None:
+    assert len(project.models) >= 27
+    assert set(project.tables) == set(project.relations)
+
+
+def test_every_relation_macro_exposure_and_unit_test_is_described(project: Project) -> None:
+    everything = {**project.relations, **project.macros, **project.exposures, **project.unit_tests}
+    assert [k for k, node in everything.items() if not node["description"].strip()] == []
+
+
+def test_every_column_is_described(project: Project) -> None:
+    missing = []
+    for name, table in project.tables.items():
+        columns = project.relations[name]["columns"]
+        missing += [
+            f"{name}.{c}" for c in table["columns"] if not columns.get(c, {}).get("description", "").strip()
+        ]
+    assert missing == []
+
+
+def test_no_description_is_of_a_column_that_is_not_there(project: Project) -> None:
+    for name, node in project.relations.items():
+        assert set(node["columns"]) <= set(project.tables[name]["columns"]), name
+
+
+def test_every_model_says_what_a_row_is_and_that_it_is_unique(project: Project) -> None:
+    grains = {
+        t["attached_node"]: t["test_metadata"]["kwargs"]["combination_of_columns"]
+        for t in project.tests
+        if t.get("test_metadata") and t["test_metadata"]["name"] == "unique_combination_of_columns"
+    }
+    for name, node in {**project.models, **project.seeds}.items():
+        assert node["description"].startswith("One row per "), name
+        assert set(grains[name]) <= set(project.tables[name]["columns"]), name
+
+
+def test_every_public_model_has_an_enforced_contract_and_every_model_a_group(project: Project) -> None:
+    public = {k for k, node in project.models.items() if node["access"] == "public"}
+    assert {"unified_buckets", "trade_flow", "feature_vector", "training_set"} <= {
+        k.split(".")[2] for k in public
+    }
+    assert [k for k in public if not project.models[k]["contract"]["enforced"]] == []
+    assert [k for k, node in project.models.items() if not node["config"]["group"]] == []
+    versioned = project.models["model.marketprism.feature_vector.v1"]
+    assert versioned["version"] == versioned["latest_version"] == 1
+
+
+def test_a_contract_says_the_type_that_the_database_has(project: Project) -> None:
+    for name, node in project.models.items():
+        if node["contract"]["enforced"]:
+            types = {c: column["type"] for c, column in project.tables[name]["columns"].items()}
+            assert {c: column["data_type"] for c, column in node["columns"].items()} == types, name
+
+
+def test_every_argument_of_a_macro_is_described(project: Project) -> None:
+    jinja = jinja2.Environment(extensions=["jinja2.ext.do"])
+    for name, macro in project.macros.items():
+        source = re.sub(r"{%(-?) test (\w+)", r"{%\1 macro test_\2", macro["macro_sql"])
+        (definition,) = jinja.parse(source.replace("endtest", "endmacro")).find_all(jinja2.nodes.Macro)
+        described = {a["name"]: a["description"] for a in macro["arguments"]}
+        assert list(described) == [a.name for a in definition.args], name
+        assert all(described.values()), name
+
+
+def test_one_yml_beside_each_model() -> None:
+    models = REPOSITORY / "dbt_project" / "models"
+    stems = {re.sub(r"_v\d+$", "", str(path.with_suffix(""))) for path in models.rglob("*.sql")}
+    assert {stem for stem in stems if not (models / f"{stem}.yml").is_file()} == set()
