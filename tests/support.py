@@ -62,7 +62,15 @@ def insert_trades(trades: Iterable[Trade], instrument: Instrument = AAA) -> None
     """Raw trades straight into the hot table, exact to the µs and the 1e-8; not through the loader."""
     columns = "exchange String, market_type String, symbol String, t Int64, trade_id String, price Int64, quantity Int64, side String, k Int64"
     rows = [
-        (*instrument, t.timestamp, t.trade_id, t.price_e8 or 100 * 10**8, t.quantity_e8, t.side or "buy", t.known_at)
+        (
+            *instrument,
+            t.timestamp,
+            t.trade_id,
+            t.price_e8 or 100 * 10**8,
+            t.quantity_e8,
+            t.side or "buy",
+            t.known_at,
+        )
         for t in trades
     ]
     if rows:
@@ -81,10 +89,14 @@ def insert_watermark(instrument: Instrument, kind: str, us: int) -> None:
     )
 
 
-def insert_books(rows: Iterable[tuple[int, int, int, int, int, int, int]], instrument: Instrument = AAA) -> None:
+def insert_books(
+    rows: Iterable[tuple[int, int, int, int, int, int, int]], instrument: Instrument = AAA
+) -> None:
     """Book states: (timestamp µs, last_update_id, bid e8, ask e8, bid quantity e8, ask quantity e8, known_at µs)."""
     with db.connect(settings().database("hot")) as c:
-        c.execute("create temporary table wire (t Int64, u UInt64, b Int64, a Int64, bq Int64, aq Int64, k Int64)")
+        c.execute(
+            "create temporary table wire (t Int64, u UInt64, b Int64, a Int64, bq Int64, aq Int64, k Int64)"
+        )
         c.execute("insert into wire values", list(rows))
         decimal = "reinterpret({}, 'Decimal(18, 8)')".format
         c.execute(
@@ -102,6 +114,6 @@ def us(column: str) -> str:
 
 
 def table_hash(table: str, where: str = "1", *, columns: str = "*") -> dict[str, Any]:
-    """Row count and an order-independent hash over every byte of every column."""
-    hashed = f"select count() as n, sum(cityHash64({columns})) as h, groupBitXor(sipHash64({columns})) as x"
-    return query(f"{hashed} from {table} where {where}")[0]
+    """Row count and an order-independent hash over every byte of every column, NULLs included."""
+    row = f"sipHash64(formatRow('RowBinary', {columns}))"
+    return query(f"select count() as n, sum({row}) as h, groupBitXor({row}) as x from {table} where {where}")[0]

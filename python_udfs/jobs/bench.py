@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -21,6 +21,9 @@ from rich.table import Table
 from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.settings import REPOSITORY, settings
+
+if TYPE_CHECKING:
+    from python_udfs.scorer.scorer import Instrument, Scorer
 
 console = Console()
 CLOCK = "stg_trades stg_watermarks stg_orderbooks bucket_config bucket_tapes"
@@ -40,7 +43,11 @@ class Size:
 
 def _marketprism(*words: str) -> None:
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "marketprism"), *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [str(Path(sys.executable).parent / "marketprism"), *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise UserError(f"marketprism {' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
@@ -51,7 +58,10 @@ def _dbt(*words: str) -> float:
     began = time.perf_counter()
     done = subprocess.run(
         [str(Path(sys.executable).parent / "dbt"), *words, "--quiet"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise UserError(f"dbt {' '.join(words)} failed:\n{done.stdout[-2000:]}")
@@ -105,13 +115,26 @@ def _size(millions: float, runs: int) -> Size:
 
 def _throughput(sizes: list[Size]) -> Table:
     table = Table(title="throughput (medians)")
-    for name in ("trades", "books", "ingest rows/s", "buckets trades/s", "x scan and sort", "dbt build s", "µs per trade"):
+    for name in (
+        "trades",
+        "books",
+        "ingest rows/s",
+        "buckets trades/s",
+        "x scan and sort",
+        "dbt build s",
+        "µs per trade",
+    ):
         table.add_column(name, justify="right")
     for s in sizes:
         clock, scan, build = (statistics.median(x) for x in (s.clock_s, s.scan_s, s.build_s))
         table.add_row(
-            f"{s.trades:,}", f"{s.books:,}", f"{(s.trades + s.books) / s.ingest_s:,.0f}", f"{s.trades / clock:,.0f}",
-            f"{clock / scan:.1f}", f"{build:.1f}", f"{build / s.trades * 1e6:.2f}",
+            f"{s.trades:,}",
+            f"{s.books:,}",
+            f"{(s.trades + s.books) / s.ingest_s:,.0f}",
+            f"{s.trades / clock:,.0f}",
+            f"{clock / scan:.1f}",
+            f"{build:.1f}",
+            f"{build / s.trades * 1e6:.2f}",
         )
     return table
 
@@ -129,6 +152,17 @@ def _percentiles(action: Callable[[], object], runs: int) -> tuple[float, float]
     return float(p50), float(p99)
 
 
+def _score_path(scorer: Scorer, some: list[Instrument], calls: int) -> list[tuple[str, tuple[float, float]]]:
+    n = len(some)
+    inputs = np.zeros((n, len(scorer.card.features)), dtype=np.float32)
+    return [
+        (f"read the latest row of {n}", _percentiles(lambda: scorer.read_latest(some), calls)),
+        (f"ONNX run of {n}", _percentiles(lambda: scorer.run(inputs), calls)),
+        (f"read and score {n}", _percentiles(lambda: scorer.score(some, write=False), calls)),
+        (f"read, score and store {n}", _percentiles(lambda: scorer.score(some), calls)),
+    ]
+
+
 def _latency(calls: int) -> Table:
     """The score path on the rows of the last size, for 1 and 50 instruments, beside SELECT 1 on the same connection."""
     from python_udfs.scorer.scorer import Instrument, Scorer
@@ -137,13 +171,27 @@ def _latency(calls: int) -> Table:
     _marketprism("train", "--model", "logistic", "--name", "bench")
     with db.connect(settings().database("features")) as c:
         # fifty instruments: copies of the newest hour under other names
-        columns = [r[0] for r in c.execute("select name from system.columns where database = currentDatabase() and table = 'feature_vector_v1'")]
-        values = ", ".join("concat(symbol, '-', toString(copy))" if n == "symbol" else f"`{n}`" for n in columns)
+        columns = [
+            r[0]
+            for r in c.execute(
+                "select name from system.columns where database = currentDatabase() "
+                "and table = 'feature_vector_v1'"
+            )
+        ]
+        values = ", ".join(
+            "concat(symbol, '-', toString(copy))" if n == "symbol" else f"`{n}`" for n in columns
+        )
         c.execute(
             f"insert into feature_vector_v1 ({', '.join(columns)}) select {values} from feature_vector_v1 "
-            "array join range(1, 8) as copy where bucket_ts_start > (select max(bucket_ts_start) from feature_vector_v1) - toIntervalHour(1)"
+            "array join range(1, 8) as copy "
+            "where bucket_ts_start > (select max(bucket_ts_start) from feature_vector_v1) - toIntervalHour(1)"
         )
-        every = [Instrument(*key) for key in c.execute("select distinct exchange, market_type, symbol from feature_vector_v1 order by 1, 2, 3")]
+        every = [
+            Instrument(*key)
+            for key in c.execute(
+                "select distinct exchange, market_type, symbol from feature_vector_v1 order by 1, 2, 3"
+            )
+        ]
         table = Table(title=f"score path, {calls} calls each, ms")
         for name in ("what", "p50", "p99", "p50 / SELECT 1"):
             table.add_column(name, justify="right")
@@ -151,33 +199,29 @@ def _latency(calls: int) -> Table:
     rows = [("SELECT 1", bound)]
     with Scorer(models) as scorer:
         for n in (1, 50):
-            some = every[:n]
-            newest = {i: row.features for i, row in scorer._latest(some, None).items()}
-            inputs = np.array(list(newest.values()), dtype=np.float32)
-            rows += [
-                (f"read the latest row of {n}", _percentiles(lambda some=some: scorer._latest(some, None), calls)),  # type: ignore[misc]
-                (f"ONNX run of {n}", _percentiles(lambda x=inputs: scorer._session.run(None, {scorer._session.get_inputs()[0].name: x}), calls)),  # type: ignore[misc]
-                (f"read and score {n}", _percentiles(lambda some=some: scorer.score(some, write=False), calls)),  # type: ignore[misc]
-                (f"read, score and store {n}", _percentiles(lambda some=some: scorer.score(some), calls)),  # type: ignore[misc]
-            ]
+            rows += _score_path(scorer, every[:n], calls)
     for what, (p50, p99) in rows:
         table.add_row(what, f"{p50:.2f}", f"{p99:.2f}", f"{p50 / bound[0]:.1f}")
     return table
 
 
 def bench_command(
-    millions: Annotated[str, typer.Option(help="Sizes of the generated market, in millions of trades.")] = "1,5,20",
+    millions: Annotated[
+        str, typer.Option(help="Sizes of the generated market, in millions of trades.")
+    ] = "1,5,20",
     runs: Annotated[int, typer.Option(help="Runs per size; the median is printed.", min=1)] = 3,
     calls: Annotated[int, typer.Option(help="Calls per latency.", min=20)] = 500,
 ) -> None:
-    """Measure ingest, the clock, the full build and the score path, in databases of its own that are dropped at the end."""
+    """Measure ingest, the clock, the full build and the score path, in databases of its own, dropped at the end."""
     if settings().db_prefix != "bench_":
         os.environ["MARKETPRISM_DB_PREFIX"] = "bench_"
         settings.cache_clear()
     from python_udfs.migrate import drop_all
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}")
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+    )
     with db.connect() as c:
         console.print(f"ClickHouse {c.execute('select version()')[0][0]}")
     sizes = []

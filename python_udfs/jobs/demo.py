@@ -52,7 +52,9 @@ def _counts() -> Table:
     with db.connect() as c:
         for what, (layer, name) in wanted.items():
             full = f"{layers.database(layer)}.{name}"  # type: ignore[arg-type]
-            table.add_row(what, f"{c.execute(f'select count() from {full}')[0][0]:,}", f"select * from {full}")
+            table.add_row(
+                what, f"{c.execute(f'select count() from {full}')[0][0]:,}", f"select * from {full}"
+            )
     return table
 
 
@@ -89,5 +91,9 @@ def demo_command(
         console.rule(f"[bold]{number}/{len(steps)} {name}", align="left")
         action()
     console.print(_counts())
-    console.print(f"done in {time.monotonic() - began:.0f} s; the report is {layers.data_dir / 'report.html'}")
-    console.print(f"ClickHouse: native {layers.host}:{layers.port}, http://{layers.host}:{layers.http_port}/play")
+    console.print(
+        f"done in {time.monotonic() - began:.0f} s; the report is {layers.data_dir / 'report.html'}"
+    )
+    console.print(
+        f"ClickHouse: native {layers.host}:{layers.port}, http://{layers.host}:{layers.http_port}/play"
+    )

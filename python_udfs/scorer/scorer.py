@@ -159,7 +159,7 @@ class Scorer:
             raise UserError(f"as_of {as_of} has no time zone: add one, such as +00:00")
         started = perf_counter_ns()
         wanted = self._instruments() if instruments is None else list(dict.fromkeys(instruments))
-        latest = self._latest(wanted, as_of) if wanted else {}
+        latest = self.read_latest(wanted, as_of) if wanted else {}
         rows = {i: latest[i] for i in wanted if i in latest}
         read = perf_counter_ns()
         if not rows or (instruments is not None and len(rows) < len(wanted)):
@@ -169,7 +169,7 @@ class Scorer:
         missing = np.isnan(inputs).sum(axis=1).tolist()
         hashes = [hashlib.sha256(row.tobytes()).hexdigest() for row in inputs]
         prepared = perf_counter_ns()
-        probabilities: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: inputs})[0]
+        probabilities = self.run(inputs)
         scores = (probabilities @ self._weights).tolist()
         done = perf_counter_ns()
         parts = ((started, read), (read, prepared), (prepared, done), (started, done))
@@ -199,6 +199,11 @@ class Scorer:
             self._write(predictions)
         return predictions
 
+    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The model alone: inputs of shape (n, features) in the card's order to probabilities (n, classes)."""
+        probabilities: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: inputs})[0]
+        return probabilities
+
     def newest(self) -> datetime:
         """The end of the newest bucket of any instrument: the present of recorded data.
 
@@ -220,7 +225,7 @@ class Scorer:
             self._known = perf_counter_ns(), [Instrument(*key) for key in found]
         return self._known[1]
 
-    def _latest(self, wanted: list[Instrument], as_of: datetime | None) -> dict[Instrument, _Row]:
+    def read_latest(self, wanted: list[Instrument], as_of: datetime | None = None) -> dict[Instrument, _Row]:
         """The last row of each instrument that has one.
 
         Where each was seen before this is one query, which starts at the buckets seen. Those that fell behind

@@ -1,7 +1,5 @@
 """The data tests see what they are there for: each planted defect fails the tests that name it."""
 
-# ruff: noqa: E501 (a table of defects)
-
 from __future__ import annotations
 
 import random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -10,7 +11,17 @@ import pytest
 from python_udfs.settings import Settings
 from tests.oracles import clock, features
 from tests.oracles.clock import HOUR_US, SECOND_US, Config, Trade
-from tests.support import Instrument, dbt, execute, insert_books, insert_trades, insert_watermark, query, table_hash, us
+from tests.support import (
+    Instrument,
+    dbt,
+    execute,
+    insert_books,
+    insert_trades,
+    insert_watermark,
+    query,
+    table_hash,
+    us,
+)
 
 START = 1_767_571_200 * SECOND_US  # 2026-01-05 00:00:00 UTC
 CONFIG = Config(mode="volume", t_max_us=5 * SECOND_US, q_bucket_e8=5 * 10**8)
@@ -24,7 +35,17 @@ def _trades(r: random.Random, n: int) -> list[Trade]:
         t += r.choice([0, 0, 1000, r.randrange(1, 900_000), *([HOUR_US // 2] if r.random() < 0.003 else [])])
         price = max(E8, price + r.choice([-1, 0, 0, 1]) * E8 // 100)
         late = r.random() < 0.02
-        out.append(Trade(t, i + 1, str(i + 1), r.randrange(1, 2 * E8), t + late * 7_000_000, price, r.choice(["buy", "sell"])))
+        out.append(
+            Trade(
+                t,
+                i + 1,
+                str(i + 1),
+                r.randrange(1, 2 * E8),
+                t + late * 7_000_000,
+                price,
+                r.choice(["buy", "sell"]),
+            )
+        )
     return out
 
 
@@ -38,7 +59,17 @@ def _books(r: random.Random, first: int, last: int) -> list[BookRow]:
         ask = bid + r.choice([1, 1, 2, 5]) * E8 // 100
         late = r.choice([0] * 20 + [400_000, 3_000_000, 11_000_000])
         empty = r.random() < 0.01
-        out.append((t, u, 0 if empty else bid, ask, 0 if empty else r.randrange(1, 9 * E8), r.randrange(1, 9 * E8), t + late))
+        out.append(
+            (
+                t,
+                u,
+                0 if empty else bid,
+                ask,
+                0 if empty else r.randrange(1, 9 * E8),
+                r.randrange(1, 9 * E8),
+                t + late,
+            )
+        )
     return out
 
 
@@ -65,7 +96,11 @@ def built(module_store: Settings) -> Built:
         data[instrument] = (trades, books)
     dbt("seed")
     execute("truncate table bucket_defaults", layer="features")
-    execute("insert into bucket_defaults values", [("*", "*", "*", "volume", "hour", 30, 5, 5, 5, 5, 50, 20, 50, 24, 10**6, "")], layer="features")
+    execute(
+        "insert into bucket_defaults values",
+        [("*", "*", "*", "volume", "hour", 30, 5, 5, 5, 5, 50, 20, 50, 24, 10**6, "")],
+        layer="features",
+    )
     dbt("run")
     return data
 
@@ -74,8 +109,13 @@ def _expected(instrument: Instrument, trades: list[Trade], books: list[BookRow])
     buckets = clock.buckets(trades, CONFIG, watermark=trades[-1].timestamp + HOUR_US)
     columns = np.array(books, dtype=np.int64).reshape(-1, 7).T
     rows = features.BookRows(
-        known_at=columns[6], timestamp=columns[0], last_update_id=columns[1],
-        bid_price=columns[2] / E8, bid_quantity=columns[4] / E8, ask_price=columns[3] / E8, ask_quantity=columns[5] / E8,
+        known_at=columns[6],
+        timestamp=columns[0],
+        last_update_id=columns[1],
+        bid_price=columns[2] / E8,
+        bid_quantity=columns[4] / E8,
+        ask_price=columns[3] / E8,
+        ask_quantity=columns[5] / E8,
     )
     out = features.everything(
         buckets, clock.on_time(trades), rows, market_type=instrument[1], contract_value=CASES[instrument][1]
@@ -87,24 +127,39 @@ def _expected(instrument: Instrument, trades: list[Trade], books: list[BookRow])
 REGRESSIONS = {"kyle_lambda"}
 
 
-@pytest.mark.parametrize("instrument", CASES, ids=lambda i: "-".join(i))
+@pytest.mark.parametrize("instrument", CASES, ids="-".join)
 def test_equal_to_the_oracle(built: Built, instrument: Instrument) -> None:
     expected = _expected(instrument, *built[instrument])
     x, m, y = instrument
-    columns = {r["name"]: r["type"] for r in query("select name, type from system.columns where database = currentDatabase() and table = 'training_set'")}
-    names = [c for c in columns if c not in ("exchange", "market_type", "symbol", "bucket_id", "bucket_ts_start", "bucket_ts_end")]
+    columns = {
+        r["name"]: r["type"]
+        for r in query(
+            "select name, type from system.columns where database = currentDatabase() and table = 'training_set'"
+        )
+    }
+    names = [
+        c
+        for c in columns
+        if c not in ("exchange", "market_type", "symbol", "bucket_id", "bucket_ts_start", "bucket_ts_end")
+    ]
     missing = set(names) - set(expected)
     assert not missing, f"no oracle for {missing}"
-    selected = [f"toFloat64({us(c)}) as {c}" if "DateTime" in columns[c] else f"toFloat64({c}) as {c}" for c in names]
+    selected = [
+        f"toFloat64({us(c)}) as {c}" if "DateTime" in columns[c] else f"toFloat64({c}) as {c}" for c in names
+    ]
     rows = query(
         f"select {', '.join(selected)} from training_set where (exchange, market_type, symbol) = (%(x)s, %(m)s, %(y)s) order by bucket_id",
-        x=x, m=m, y=y,
+        x=x,
+        m=m,
+        y=y,
     )
     assert len(rows) == len(expected["volume"])
     for name in names:
         got = np.array([np.nan if r[name] is None else r[name] for r in rows])
         want = np.asarray(expected[name], dtype=float)
-        np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=f"{name}: NULL where the oracle has a value or the reverse")
+        np.testing.assert_array_equal(
+            np.isnan(got), np.isnan(want), err_msg=f"{name}: NULL where the oracle has a value or the reverse"
+        )
         tolerance = 1e-6 if name in REGRESSIONS else 1e-9
         # differences of nearly equal mids: the absolute floor is a rounding of the mid itself
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=1e-12, err_msg=name)
@@ -120,7 +175,17 @@ def test_the_cases_reach_the_edges(built: Built) -> None:
     assert all(row.values()), row
 
 
-TABLES = ("bucket_config", "bucket_tapes", "trade_flow", "book_updates", "top_of_book", "price_impact", "vpin", "realized_variance", "feature_vector_v1")
+TABLES = (
+    "bucket_config",
+    "bucket_tapes",
+    "trade_flow",
+    "book_updates",
+    "top_of_book",
+    "price_impact",
+    "vpin",
+    "realized_variance",
+    "feature_vector_v1",
+)
 
 
 def test_increments_and_ranged_rebuilds_give_the_same_bytes(store: Settings) -> None:
@@ -133,9 +198,11 @@ def test_increments_and_ranged_rebuilds_give_the_same_bytes(store: Settings) -> 
         trades = _trades(r, n // 2)
         data[instrument] = (trades, _books(r, trades[0].timestamp, trades[-1].timestamp) if has_book else [])
     dbt("seed")
-    known = sorted(k for trades, books in data.values() for k in [*(t.known_at for t in trades), *(b[6] for b in books)])
+    known = sorted(
+        k for trades, books in data.values() for k in [*(t.known_at for t in trades), *(b[6] for b in books)]
+    )
     edges = [0, *(known[len(known) * i // 4] for i in range(1, 4)), known[-1] + day]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         for instrument, (trades, books) in data.items():
             insert_trades([t for t in trades if low <= t.known_at < high], instrument)
             insert_books([b for b in books if low <= b[6] < high], instrument)
@@ -151,11 +218,15 @@ def test_increments_and_ranged_rebuilds_give_the_same_bytes(store: Settings) -> 
     older = _trades(r, 200)
     books = _books(r, older[0].timestamp, older[-1].timestamp)
     late_comer = ("beta", "spot", "BBBUSDT")
-    insert_trades([t._replace(timestamp=t.timestamp - shift, known_at=t.known_at - shift) for t in older], late_comer)
+    insert_trades(
+        [t._replace(timestamp=t.timestamp - shift, known_at=t.known_at - shift) for t in older], late_comer
+    )
     insert_books([(b[0] - shift, *b[1:6], b[6] - shift) for b in books], late_comer)
     dbt("run", t_max_s=5, t_target_s=2)
     by_increments = {t: table_hash(t) for t in TABLES}
-    [row] = query("select count() as n from feature_vector_v1 where exchange = 'beta' and symbol = 'BBBUSDT' and mid_close > 0")
+    [row] = query(
+        "select count() as n from feature_vector_v1 where exchange = 'beta' and symbol = 'BBBUSDT' and mid_close > 0"
+    )
     assert row["n"] > 2
     dbt("run", full_refresh=True, t_max_s=5, t_target_s=2)
     assert {t: table_hash(t) for t in TABLES} == by_increments

@@ -1,7 +1,5 @@
 """Each generic test of macros/tests/ passes on good rows and fails on bad ones: run by dbt, in a project of its own."""
 
-# ruff: noqa: E501 (a table of cases)
-
 from __future__ import annotations
 
 import shutil

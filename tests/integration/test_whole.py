@@ -19,7 +19,19 @@ from python_udfs.settings import REPOSITORY, Settings
 from tests.support import dbt, query, table_hash
 
 BIN = Path(sys.executable).parent
-TABLES = ("bucket_config", "bucket_tapes", "trade_flow", "book_updates", "top_of_book", "price_impact", "vpin", "realized_variance", "feature_vector_v1", "bucket_labels", "training_set")
+TABLES = (
+    "bucket_config",
+    "bucket_tapes",
+    "trade_flow",
+    "book_updates",
+    "top_of_book",
+    "price_impact",
+    "vpin",
+    "realized_variance",
+    "feature_vector_v1",
+    "bucket_labels",
+    "training_set",
+)
 CLOCK = '{"t_target_s": 5, "t_max_s": 10}'
 
 
@@ -28,19 +40,35 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten minutes around midnight: two days, two anchors."""
     folder = tmp_path_factory.mktemp("market") / "tiny"
     config = tiny_market()
-    write(type(config)(**{**{f: getattr(config, f) for f in config.__slots__}, "start": config.start + 85 * 60 * 10**6}), folder)
+    write(
+        type(config)(
+            **{**{f: getattr(config, f) for f in config.__slots__}, "start": config.start + 85 * 60 * 10**6}
+        ),
+        folder,
+    )
     return folder
 
 
 def _command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(BIN / words[0]), *words[1:]], cwd=REPOSITORY, env={**os.environ, **env}, capture_output=True, text=True, check=False
+        [str(BIN / words[0]), *words[1:]],
+        cwd=REPOSITORY,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-def test_build_test_and_docs_from_the_root_on_a_server_of_the_users(store: Settings, market: Path, tmp_path: Path) -> None:
+def test_build_test_and_docs_from_the_root_on_a_server_of_the_users(
+    store: Settings, market: Path, tmp_path: Path
+) -> None:
     load(GeneratedReader(market))
-    env = {"MARKETPRISM_TARGET": "server", "DBT_TARGET_PATH": str(tmp_path / "target"), "DBT_LOG_PATH": str(tmp_path)}
+    env = {
+        "MARKETPRISM_TARGET": "server",
+        "DBT_TARGET_PATH": str(tmp_path / "target"),
+        "DBT_LOG_PATH": str(tmp_path),
+    }
     for words in (("dbt", "build"), ("dbt", "test"), ("dbt", "docs", "generate")):
         done = _command(*words, **env)
         assert done.returncode == 0, done.stdout[-3000:]
@@ -56,7 +84,9 @@ def own_server(free_ports, environment, tmp_path: Path) -> Iterator[Settings]:  
     from python_udfs.settings import settings
 
     port, http_port = free_ports(2)
-    with environment(port=str(port), http_port=str(http_port), target="local", data_dir=str(tmp_path), db_prefix="kill_"):
+    with environment(
+        port=str(port), http_port=str(http_port), target="local", data_dir=str(tmp_path), db_prefix="kill_"
+    ):
         start()
         migrate()
         try:
@@ -76,13 +106,21 @@ def _die(process: subprocess.Popen[bytes], after: float, pid: int | None) -> Non
         process.wait()
 
 
-def test_kill_nine_in_the_middle_of_ingest_and_build_ends_in_the_same_rows(own_server: Settings, market: Path) -> None:
+def test_kill_nine_in_the_middle_of_ingest_and_build_ends_in_the_same_rows(
+    own_server: Settings, market: Path
+) -> None:
     from python_udfs.server import start, status
 
     def run(*words: str) -> subprocess.Popen[bytes]:
         quiet = subprocess.DEVNULL
-        env = {**os.environ, "DBT_TARGET_PATH": str(own_server.data_dir / "target"), "DBT_LOG_PATH": str(own_server.data_dir)}
-        return subprocess.Popen([str(BIN / words[0]), *words[1:]], cwd=REPOSITORY, env=env, stdout=quiet, stderr=quiet)
+        env = {
+            **os.environ,
+            "DBT_TARGET_PATH": str(own_server.data_dir / "target"),
+            "DBT_LOG_PATH": str(own_server.data_dir),
+        }
+        return subprocess.Popen(
+            [str(BIN / words[0]), *words[1:]], cwd=REPOSITORY, env=env, stdout=quiet, stderr=quiet
+        )
 
     r = random.Random(3)
     ingest = ("marketprism", "ingest", "files", str(market))
@@ -100,7 +138,10 @@ def test_kill_nine_in_the_middle_of_ingest_and_build_ends_in_the_same_rows(own_s
             start()
         done = _command(*words, DBT_TARGET_PATH=str(own_server.data_dir / "target"))
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    raw = {kind: table_hash(f"kill_marketprism_hot.{kind}", columns="* except (created_at)") for kind in ("trades", "orderbooks", "funding_rates")}
+    raw = {
+        kind: table_hash(f"kill_marketprism_hot.{kind}", columns="* except (created_at)")
+        for kind in ("trades", "orderbooks", "funding_rates")
+    }
     built = {t: table_hash(t) for t in TABLES}
     assert raw["trades"]["n"] > 20_000, raw
     assert built["feature_vector_v1"]["n"] > 400, {t: h["n"] for t, h in built.items()}
@@ -116,6 +157,8 @@ def test_kill_nine_in_the_middle_of_ingest_and_build_ends_in_the_same_rows(own_s
         load(GeneratedReader(market))
         dbt("seed")
         dbt("run", t_target_s=5, t_max_s=10)
-        assert {kind: table_hash(f"clean_marketprism_hot.{kind}", columns="* except (created_at)") for kind in raw} == raw
+        assert {
+            kind: table_hash(f"clean_marketprism_hot.{kind}", columns="* except (created_at)") for kind in raw
+        } == raw
         assert {t: table_hash(t) for t in TABLES} == built
     settings.cache_clear()

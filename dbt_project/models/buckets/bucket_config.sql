@@ -1,7 +1,19 @@
 {{ config(**bucket_grain(order_by='(exchange, market_type, symbol, valid_from)', day='valid_from')) }}
 
 -- The clock's parameters for each anchor that has trades, from data known before the anchor only.
-with on_time_trades as (
+with
+{% if is_incremental() and not is_ranged() %}
+-- read as far back as the instrument that is furthest behind needs, and all of an instrument that is new
+known as (
+    select
+        (exchange, market_type, symbol) as instrument,
+        max(valid_from) - toIntervalDay(8) as resume_from
+    from {{ this }}
+    group by instrument
+),
+{% endif %}
+
+on_time_trades as (
     select
         exchange,
         market_type,
@@ -15,14 +27,7 @@ with on_time_trades as (
         and timestamp >= {{ range_start() }} - toIntervalDay(8)
         and timestamp < {{ range_end() }}
         {%- elif is_incremental() %}
-        -- as far back as the instrument that is furthest behind needs; all of an instrument that is new
-        and (
-            (exchange, market_type, symbol) not in (select distinct exchange, market_type, symbol from {{ this }})
-            or timestamp >= (
-                select min(last_anchor) - toIntervalDay(8)
-                from (select max(valid_from) as last_anchor from {{ this }} group by exchange, market_type, symbol)
-            )
-        )
+        and ((exchange, market_type, symbol) not in (select instrument from known) or timestamp >= (select min(resume_from) from known))
         {%- endif %}
 ),
 

@@ -68,7 +68,7 @@ scaled as (
             null
         ) as threshold_{{ k }},
         {%- endfor %}
-        rv / nullIf(sum(return_seconds) over {{ past(n) }}, 0) as variance_per_second
+        rv / nullIf(arraySum(groupArray(return_seconds) over {{ past(n) }}), 0) as variance_per_second
     from stepped
 ),
 
@@ -92,7 +92,8 @@ books as (
             exchange,
             market_type,
             symbol,
-            watermark as complete_to
+            -- complete before the watermark, not at it
+            watermark - toIntervalMicrosecond(1) as complete_to
         from {{ ref('stg_watermarks') }}
         where kind = 'orderbooks'
     )

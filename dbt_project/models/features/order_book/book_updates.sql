@@ -21,6 +21,15 @@ published as (
     order by known_at desc, timestamp desc, last_update_id desc
     limit 1 by exchange, market_type, symbol
 ),
+
+-- says nothing new beside the condition on p.known_at below, but lets ClickHouse skip what every instrument has published
+unpublished as (
+    select *
+    from {{ ref('stg_orderbooks') }}
+    where
+        known_at >= (select min(known_at) from published)
+        or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
+),
 {% endif %}
 
 -- A state that is already too old to use when it becomes known is no update.
@@ -37,7 +46,7 @@ incoming as (
         b.ask_quantity as ask_quantity,
         b.known_at as known_at,
         {% if is_ranged() %}b.known_at >= {{ range_start() }}{% else %}true{% endif %} as is_new
-    from {{ ref('stg_orderbooks') }} as b
+    from {{ 'unpublished' if appends else ref('stg_orderbooks') }} as b
     {% if appends %}
     left join published as p
         on b.exchange = p.exchange
@@ -45,18 +54,14 @@ incoming as (
         and b.symbol = p.symbol
     {% endif %}
     where
-        b.known_at <= b.timestamp + toIntervalMillisecond({{ var('book_max_lag_ms') }})
+        true
         {%- if is_ranged() %}
         and b.known_at >= {{ range_start() }} - toIntervalMillisecond({{ var('book_max_lag_ms') }})
         and b.known_at < {{ range_end() }}
         {%- elif appends %}
-        -- says nothing new beside the next condition, but lets ClickHouse skip what every instrument has published
-        and (
-            (b.exchange, b.market_type, b.symbol) not in (select exchange, market_type, symbol from published)
-            or b.known_at >= (select min(known_at) from published)
-        )
         and (p.known_at is null or b.known_at > p.known_at)
         {%- endif %}
+        and b.known_at <= b.timestamp + toIntervalMillisecond({{ var('book_max_lag_ms') }})
     {% if appends %}
     union all
     select

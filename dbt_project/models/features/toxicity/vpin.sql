@@ -12,8 +12,8 @@ with windows as (
         bucket_ts_end,
         is_new,
         count() over {{ past(n) }} as points,
-        sum(abs(signed_volume)) over {{ past(n) }} as imbalance,
-        sum(volume) over {{ past(n) }} as traded
+        arraySum(groupArray(abs(signed_volume)) over {{ past(n) }}) as imbalance,
+        arraySum(groupArray(volume) over {{ past(n) }}) as traded
     from {{ new_buckets(ref('bucket_moves'), context=n) }}
 )
 

@@ -20,9 +20,9 @@ windows as (
     select
         *,
         count(r) over {{ past(n) }} as points,
-        sum(r * r) over {{ past(n) }} as squares,
+        arraySum(groupArray(r * r) over {{ past(n) }}) as squares,
         count(r * r_before) over {{ past(n) }} as pairs,
-        pi() / 2 * sum(abs(r) * abs(r_before)) over {{ past(n) }} as products
+        pi() / 2 * arraySum(groupArray(abs(r) * abs(r_before)) over {{ past(n) }}) as products
     from returns
 )
 
