@@ -116,4 +116,6 @@ def us(column: str) -> str:
 def table_hash(table: str, where: str = "1", *, columns: str = "*") -> dict[str, Any]:
     """Row count and an order-independent hash over every byte of every column, NULLs included."""
     row = f"sipHash64(formatRow('RowBinary', {columns}))"
-    return query(f"select count() as n, sum({row}) as h, groupBitXor({row}) as x from {table} where {where}")[0]
+    return query(f"select count() as n, sum({row}) as h, groupBitXor({row}) as x from {table} where {where}")[
+        0
+    ]
