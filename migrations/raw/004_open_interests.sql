@@ -1,16 +1,16 @@
 CREATE TABLE IF NOT EXISTS open_interests
 (
-    timestamp DateTime64(6, 'UTC') COMMENT 'as of when' CODEC(Delta(8), ZSTD(1)),
+    timestamp DateTime64(6, 'UTC') COMMENT 'as of when' CODEC(GCD, Delta(8), ZSTD(1)),
     exchange LowCardinality(String),
     market_type LowCardinality(String),
     symbol LowCardinality(String),
     open_interest Decimal(38, 8) COMMENT 'base coin, or contracts for inverse' CODEC(ZSTD(1)),
     open_interest_value Decimal(38, 8) COMMENT 'quote currency; 0: not given' CODEC(ZSTD(1)),
     count UInt64 COMMENT 'number of contracts or accounts where the venue gives one; else 0' CODEC(ZSTD(1)),
-    received_at Nullable(DateTime64(6, 'UTC')) COMMENT 'recorder clock; may run slow: never used without the event time' CODEC(Delta(8), ZSTD(1)),
-    known_at DateTime64(6, 'UTC') COMMENT 'when this system could have used the row: see seeds/source_availability.csv' CODEC(Delta(8), ZSTD(1)),
+    received_at Nullable(DateTime64(6, 'UTC')) COMMENT 'recorder clock; may run slow: never used without the event time' CODEC(GCD, Delta(8), ZSTD(1)),
+    known_at DateTime64(6, 'UTC') COMMENT 'when this system could have used the row: see seeds/source_availability.csv' CODEC(GCD, Delta(8), ZSTD(1)),
     data_source LowCardinality(String),
-    created_at DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC') CODEC(Delta(8), ZSTD(1)),
+    created_at DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC') CODEC(GCD, Delta(8), ZSTD(1)),
     CONSTRAINT known_market_type CHECK market_type IN ('spot', 'linear', 'inverse', 'option'),
     CONSTRAINT not_known_before_it_happened CHECK known_at >= timestamp
 )

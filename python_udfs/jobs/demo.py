@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +21,8 @@ from python_udfs.settings import REPOSITORY, settings
 
 console = Console()
 # Short markets need short buckets to have rows enough to train on: a recording lasts minutes, the generated one hours.
-RECORDED_CLOCK = ("--vars", '{"t_target_s": 2, "t_max_s": 3}')
-GENERATED_CLOCK = ("--vars", '{"t_target_s": 10, "t_max_s": 20}')
+RECORDED_CLOCK: dict[str, object] = {"t_target_s": 2, "t_max_s": 3}
+GENERATED_CLOCK: dict[str, object] = {"t_target_s": 10, "t_max_s": 20}
 
 
 def _run(*command: str) -> None:
@@ -31,6 +33,21 @@ def _run(*command: str) -> None:
     )
     if done.returncode:
         raise UserError(f"`{' '.join(command)}` failed (exit {done.returncode}); see its message above")
+
+
+def _build(clock: dict[str, object], since: datetime) -> None:
+    """Rebuilds the days that got trades since then (they may lie before what is published), then appends the rest."""
+    with db.connect(settings().database("hot")) as c:
+        [(trades, first, last)] = c.execute(
+            "select count(), toString(min(toDate(timestamp))), toString(max(toDate(timestamp))) from trades "
+            "where created_at >= %(since)s",
+            {"since": since},
+        )
+    if trades:
+        days = {**clock, "start": first, "end": last}
+        _run("dbt", "seed", "--quiet")
+        _run("dbt", "run", "--quiet", "--vars", json.dumps(days))
+    _run("dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", "--vars", json.dumps(clock))
 
 
 def _counts() -> Table:
@@ -81,7 +98,8 @@ def demo_command(
         step("ingest", "marketprism", "ingest", "files", str(folder))
     else:
         step("ingest", "marketprism", "ingest", "files", str(data))
-    step("build", "dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", *clock)
+    since = datetime.now(UTC)
+    steps.append(("build", lambda: _build(clock, since)))
     step("train", "marketprism", "train")
     # `latest`: recorded data is scored as of its own end, or every row would be stale
     step("score", "marketprism", "score", "--model", "logistic", "--now", "latest")
