@@ -83,8 +83,8 @@ def _query_seconds(node: str) -> float:
 def _scan_seconds() -> float:
     """The bound: reading the same trades, grouped and sorted into tapes, and nothing else."""
     query = (
-        "select sum(length(arraySort(groupArray((timestamp, trade_seq, price, quantity, side))))) from "
-        "stg_trades group by exchange, market_type, symbol, toStartOfHour(timestamp) format Null"
+        "select sum(length(tape)) from (select arraySort(groupArray((timestamp, trade_seq, price, quantity, side))) "
+        "as tape from stg_trades group by exchange, market_type, symbol, toStartOfHour(timestamp))"
     )
     with db.connect(settings().database("features")) as c:
         began = time.perf_counter()
