@@ -99,7 +99,7 @@ def _defaults(instrument: Instrument, c: Config, anchor: str) -> tuple[Any, ...]
     )
 
 
-def _built(instrument: Instrument) -> list[Bucket]:
+def built_buckets(instrument: Instrument) -> list[Bucket]:
     """The database's rows as the oracle's."""
     rows = query(
         f"select bucket_id, {us('bucket_ts_start')} as s, {us('bucket_ts_end')} as e, cut_trigger, trade_count, "
@@ -160,7 +160,7 @@ def _assert_equal(cases: Any) -> None:
     triggers: set[str] = set()
     for instrument, case in cases.items():
         expected = _expected(case)
-        built = _built(instrument)
+        built = built_buckets(instrument)
         assert built == expected, f"{instrument} {case[2]}"
         triggers |= {b.cut_trigger for b in built}
     assert triggers == {"volume", "count", "hybrid", "event", "time", "anchor"}
