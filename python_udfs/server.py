@@ -286,7 +286,7 @@ def _check_ports(s: Settings) -> None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, port))
+                _bind(probe, port)
             except (OSError, OverflowError) as e:
                 holder = port_holder(port)
                 raise UserError(
@@ -294,6 +294,18 @@ def _check_ports(s: Settings) -> None:
                     + (f": it is held by {holder}" if holder else f" ({e})")
                     + f". Set {name} to a free port, or stop what is there"
                 ) from e
+
+
+def _bind(probe: socket.socket, port: int) -> None:
+    """Binds; a port that no living process holds is waited for: a killed server lets go of it a moment later."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return probe.bind((HOST, port))
+        except OSError:
+            if port_holder(port) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def port_holder(port: int) -> str | None:

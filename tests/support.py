@@ -14,6 +14,18 @@ from tests.oracles.clock import Trade
 
 Instrument = tuple[str, str, str]  # exchange, market_type, symbol
 AAA: Instrument = ("alpha", "spot", "AAAUSDT")
+# every table that a run appends to
+APPENDED = (
+    "bucket_config",
+    "bucket_tapes",
+    "trade_flow",
+    "book_updates",
+    "top_of_book",
+    "price_impact",
+    "vpin",
+    "realized_variance",
+    "feature_vector_v1",
+)
 
 
 def dbt(*args: str, select: str | None = None, full_refresh: bool = False, **variables: object) -> None:

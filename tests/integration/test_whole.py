@@ -16,22 +16,10 @@ import pytest
 from python_udfs.ingest.generator import GeneratedReader, tiny_market, write
 from python_udfs.ingest.loader import load
 from python_udfs.settings import REPOSITORY, Settings
-from tests.support import dbt, query, table_hash
+from tests.support import APPENDED, dbt, query, table_hash
 
 BIN = Path(sys.executable).parent
-TABLES = (
-    "bucket_config",
-    "bucket_tapes",
-    "trade_flow",
-    "book_updates",
-    "top_of_book",
-    "price_impact",
-    "vpin",
-    "realized_variance",
-    "feature_vector_v1",
-    "bucket_labels",
-    "training_set",
-)
+TABLES = (*APPENDED, "bucket_labels", "training_set")
 CLOCK = '{"t_target_s": 5, "t_max_s": 10}'
 
 
