@@ -19,6 +19,7 @@ APPENDED = (
     "bucket_config",
     "bucket_tapes",
     "trade_flow",
+    "book_levels_stored",
     "book_updates",
     "top_of_book",
     "price_impact",
@@ -102,20 +103,36 @@ def insert_watermark(instrument: Instrument, kind: str, us: int) -> None:
 
 
 def insert_books(
-    rows: Iterable[tuple[int, int, int, int, int, int, int]], instrument: Instrument = AAA
+    rows: Iterable[tuple[int, int, int, int, int, int, int]], instrument: Instrument = AAA, *, levels: int = 1
 ) -> None:
-    """Book states: (timestamp µs, last_update_id, bid e8, ask e8, bid quantity e8, ask quantity e8, known_at µs)."""
+    """Book states: (timestamp µs, last_update_id, bid e8, ask e8, bid quantity e8, ask quantity e8, known_at µs).
+
+    levels: a side; those behind the best are 0.01 to 0.03 apart, with quantities that the state's id decides.
+    """
+
+    def side(name: str, price: str, quantity: str, sign: str) -> str:
+        """SQL: the JSON of one side; no level where the best has no quantity."""
+        step = f"({sign} * 1000000 * arraySum(arrayMap(j -> 1 + cityHash64(u div 4, j, '{name}') % 3, range(i))))"
+        size = f"if(i = 0, {quantity}, toInt64(cityHash64(u div 4, i, '{name}') % 900 + 1) * 1000000)"
+        level = (
+            f"[toString({decimal(f'toInt64({price} + {step})')}), toString({decimal(f'toInt64({size})')})]"
+        )
+        return (
+            f"if({price} = 0 or {quantity} = 0, '[]', toJSONString(arrayMap(i -> {level}, range({levels}))))"
+        )
+
+    decimal = "reinterpret({}, 'Decimal(18, 8)')".format
     with db.connect(settings().database("hot")) as c:
         c.execute(
             "create temporary table wire (t Int64, u UInt64, b Int64, a Int64, bq Int64, aq Int64, k Int64)"
         )
         c.execute("insert into wire values", list(rows))
-        decimal = "reinterpret({}, 'Decimal(18, 8)')".format
         c.execute(
             "insert into orderbooks (exchange, market_type, symbol, timestamp, last_update_id, bids_count, asks_count, "
             "best_bid_price, best_ask_price, best_bid_quantity, best_ask_quantity, bids, asks, known_at, data_source) "
-            f"select {', '.join(map(db.quote, instrument))}, fromUnixTimestamp64Micro(t, 'UTC'), u, 1, 1, "
-            f"{decimal('b')}, {decimal('a')}, {decimal('bq')}, {decimal('aq')}, '[]', '[]', "
+            f"select {', '.join(map(db.quote, instrument))}, fromUnixTimestamp64Micro(t, 'UTC'), u, {levels}, {levels}, "
+            f"{decimal('b')}, {decimal('a')}, {decimal('bq')}, {decimal('aq')}, "
+            f"{side('bid', 'b', 'bq', '-1')}, {side('ask', 'a', 'aq', '1')}, "
             "fromUnixTimestamp64Micro(k, 'UTC'), 'generator' from wire"
         )
 

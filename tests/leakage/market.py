@@ -70,7 +70,7 @@ def load() -> None:
         rows = trades(r)
         first, last = rows[0].timestamp, rows[-1].timestamp
         insert_trades(rows, instrument)
-        insert_books(books(r, first, last), instrument)
+        insert_books(books(r, first, last), instrument, levels=20)
         for kind in COLUMNS:
             if kind not in ("trades", "orderbooks"):
                 _insert_slow(kind, instrument, first, last)
