@@ -17,7 +17,7 @@ published as (
 ),
 
 written as (
-    select (exchange, market_type, symbol, known_at, timestamp, last_update_id) as state
+    select (exchange, market_type, symbol, known_at, timestamp, last_update_id) as row_key
     from {{ this }}
     where known_at >= (select min(resume_at) from published)
 ),
@@ -40,7 +40,7 @@ states as (
         and b.symbol = p.symbol
     where
         (p.resume_at is null or b.known_at >= p.resume_at)
-        and (b.exchange, b.market_type, b.symbol, b.known_at, b.timestamp, b.last_update_id) not in (select state from written)
+        and (b.exchange, b.market_type, b.symbol, b.known_at, b.timestamp, b.last_update_id) not in (select row_key from written)
 )
 {% else %}
 states as (
