@@ -196,8 +196,8 @@ def absorption(buckets: Sequence[Bucket], ordered: Sequence[Trade], *, tick_e8: 
                     )
         absorbed, sign, level = max(candidates)
         past = buckets[max(0, i - 199) : i + 1]
-        seconds = (b.bucket_ts_end - past[0].bucket_ts_start) / SECOND_US
-        usual = sum(c.volume_e8 for c in past) / E8 / seconds if len(past) >= 20 and seconds > 0 else NULL
+        seconds = sum(c.bucket_ts_end - c.bucket_ts_start for c in past) / SECOND_US
+        usual = sum(c.volume_e8 for c in past) / E8 / seconds if len(past) >= 20 and seconds else NULL
         price = level * size / E8 if absorbed else NULL
         close = ordered[b.first_index + b.trade_count - 1].price_e8 / E8
         rows.append(

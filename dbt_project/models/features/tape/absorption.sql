@@ -86,7 +86,7 @@ with_past as (
         groupArray((end_us, bin_size, low, high, sold, bought, volume)) over {{ past(held_buckets) }} as last_buckets,
         count() over {{ past(rate_buckets) }} as buckets,
         sum(volume) over {{ past(rate_buckets) }} as past_volume,
-        min(bucket_ts_start) over {{ past(rate_buckets) }} as past_start
+        sum(toInt64(end_us - toUnixTimestamp64Micro(bucket_ts_start))) over {{ past(rate_buckets) }} as past_us
     from levels
 ),
 
@@ -125,11 +125,8 @@ select
     bucket_ts_end,
     toFloat64(most.1) as absorbed_volume,
     toFloat64(most.1) / toFloat64(arraySum(near.7)) as absorbed_share,
-    if(
-        buckets >= 20,
-        toFloat64(past_volume) / nullIf(dateDiff('microsecond', past_start, bucket_ts_end) / 1e6, 0),
-        null
-    ) as usual_volume_per_s,
+    -- the time between buckets does not count: no trade, or an outage
+    if(buckets >= 20 and past_us > 0, toFloat64(past_volume) / (past_us / 1e6), null) as usual_volume_per_s,
     absorbed_volume / (usual_volume_per_s * {{ var('absorption_lookback_s') }}) as absorption_score,
     if(most.1 > 0, toInt8(most.2), null) as absorption_side,
     if(most.1 > 0, toFloat64(most.3 * bin_size) / 1e8, null) as absorption_price,
