@@ -8,6 +8,6 @@ arraySplit(
             (x, key, key_before) -> key != key_before,
             {{ values }},
             {{ keys }},
-            arraySlice(arrayPushFront({{ keys }}, {{ keys }}[1]), 1, length({{ keys }}))
+            arraySlice(arrayPushFront({{ keys }}, arrayElement({{ keys }}, 1)), 1, length({{ keys }}))
         )
 {%- endmacro %}

@@ -15,7 +15,7 @@ with instruments as (
     from {{ ref('instruments') }}
 ),
 
-tapes as (
+joined as (
     select
         b.exchange as exchange,
         b.market_type as market_type,
@@ -25,30 +25,42 @@ tapes as (
         b.bucket_ts_end as bucket_ts_end,
         b.is_new as is_new,
         b.volume as volume,
-        b.tape_price[-1] as last_price,
-        -- exact integers, in units of 1e-8
-        arrayMap(price -> reinterpret(price, 'Int64'), b.tape_price) as prices,
-        -- a bin is the tick, or the first power of ten that is at least half a basis point of the price
-        intDiv(prices[1] - 1, 20000) as below_half_bp,
-        greatest(
-            ifNull(i.tick, 0), if(below_half_bp = 0, 1, toInt64(intExp10(length(toString(below_half_bp)))))
-        ) as bin_size,
-        arrayMap(price -> intDiv(price, bin_size), prices) as bins,
-        arrayMap(place -> (place, toUInt64(length(bins) + 1 - place)), arrayEnumerate(bins)) as to_the_end,
-        arrayReduceInRanges('min', to_the_end, bins) as lows_from_here,
-        arrayReduceInRanges('max', to_the_end, bins) as highs_from_here,
-        arrayZip(bins, b.tape_us, b.tape_quantity) as prints,
-        arraySort(
-            arrayFilter((print, low, is_buy) -> not is_buy and print.1 = low, prints, lows_from_here, b.tape_is_buy)
-        ) as sold_and_held,
-        arraySort(
-            arrayFilter((print, high, is_buy) -> is_buy and print.1 = high, prints, highs_from_here, b.tape_is_buy)
-        ) as bought_and_held
+        b.tape_us as tape_us,
+        b.tape_price as tape_price,
+        b.tape_quantity as tape_quantity,
+        b.tape_is_buy as tape_is_buy,
+        ifNull(i.tick, 0) as tick
     from {{ new_buckets(ref('bucket_tapes'), context=rate_buckets) }} as b
     left join instruments as i
         on b.exchange = i.exchange
         and b.market_type = i.market_type
         and b.symbol = i.symbol
+),
+
+tapes as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_start,
+        bucket_ts_end,
+        is_new,
+        volume,
+        tape_price[-1] as last_price,
+        -- exact integers, in units of 1e-8
+        arrayMap(x -> reinterpret(x, 'Int64'), tape_price) as prices,
+        -- a bin is the tick, or the first power of ten that is at least half a basis point of the price
+        intDiv(prices[1] - 1, 20000) as below_half_bp,
+        greatest(tick, if(below_half_bp = 0, 1, toInt64(intExp10(length(toString(below_half_bp)))))) as bin_size,
+        arrayMap(x -> intDiv(x, bin_size), prices) as bins,
+        arrayMap(x -> (x, toUInt64(length(bins) + 1 - x)), arrayEnumerate(bins)) as to_the_end,
+        arrayReduceInRanges('min', to_the_end, bins) as lows_from_here,
+        arrayReduceInRanges('max', to_the_end, bins) as highs_from_here,
+        arrayZip(bins, tape_us, tape_quantity) as prints,
+        arraySort(arrayFilter((x, low, is_buy) -> not is_buy and x.1 = low, prints, lows_from_here, tape_is_buy)) as sold_and_held,
+        arraySort(arrayFilter((x, high, is_buy) -> is_buy and x.1 = high, prints, highs_from_here, tape_is_buy)) as bought_and_held
+    from joined
 ),
 
 -- Per held level: the volume, and the largest order's.

@@ -30,9 +30,8 @@ steps as (
 with_path as (
     select
         *,
-        {%- for side in ['bid', 'ask'] %}
-        groupArray(({{ side }}_depth, ifNull({{ side }}_depth_before, -1.), {{ side }}_executed)) over recent as {{ side }}_recent{{ ',' if not loop.last }}
-        {%- endfor %}
+        groupArray((bid_depth, ifNull(bid_depth_before, -1.), bid_executed)) over recent as bid_recent,
+        groupArray((ask_depth, ifNull(ask_depth_before, -1.), ask_executed)) over recent as ask_recent
     from steps
     window recent as (
         partition by exchange, market_type, symbol order by known_us range between {{ window_us }} preceding and current row
@@ -58,11 +57,10 @@ falls as (
 onsets as (
     select
         *,
-        {%- for side in ['bid', 'ask'] %}
-        {{ side }}_is_down and not (follows and lagInFrame({{ side }}_is_down) over known) as {{ side }}_goes_down{{ ',' if not loop.last }}
-        {%- endfor %}
+        bid_is_down and not (follows and lagInFrame(bid_is_down) over known) as bid_goes_down,
+        ask_is_down and not (follows and lagInFrame(ask_is_down) over known) as ask_goes_down
     from falls
-    window known as (partition by exchange, market_type, symbol order by known_us rows between unbounded preceding and current row)
+    window known as (partition by exchange, market_type, symbol order by known_us rows between 1 preceding and current row)
 ),
 
 over_bucket as (
@@ -71,20 +69,19 @@ over_bucket as (
         market_type,
         symbol,
         bucket_id,
-        count() as steps,
         {%- for side in ['bid', 'ask'] %}
         countIf({{ side }}_goes_down and not {{ side }}_at_once) as {{ side }}_vanished,
         countIf({{ side }}_goes_down and {{ side }}_untraded) as {{ side }}_pulled,
         max({{ side }}_fall) as {{ side }}_max_fall,
         countIf({{ side }}_hidden > 0) as {{ side }}_icebergs,
-        arraySum(arraySort(groupArray({{ side }}_hidden))) as {{ side }}_hidden_volume{{ ',' if not loop.last }}
+        arraySum(arraySort(groupArray({{ side }}_hidden))) as {{ side }}_hidden_volume,
         {%- endfor %}
+        count() as steps
     from onsets
     where known_at >= bucket_ts_start
     group by exchange, market_type, symbol, bucket_id
 )
 
-{%- set or_none = 'if(b.mid_close is null, null, 0)' %}
 select
     b.exchange as exchange,
     b.market_type as market_type,
@@ -92,14 +89,18 @@ select
     b.bucket_id as bucket_id,
     b.bucket_ts_start as bucket_ts_start,
     b.bucket_ts_end as bucket_ts_end,
-    {%- for side in ['bid', 'ask'] %}
     -- a live book that did not change lost nothing; of a dead one nothing is known
-    toUInt32(ifNull(o.{{ side }}_vanished, {{ or_none }})) as depth_vanish_count_{{ side }},
-    toUInt32(ifNull(o.{{ side }}_pulled, {{ or_none }})) as depth_pull_count_{{ side }},
-    toFloat64(ifNull(o.{{ side }}_max_fall, {{ or_none }})) as depth_fall_max_{{ side }},
-    toUInt32(ifNull(o.{{ side }}_icebergs, {{ or_none }})) as iceberg_count_{{ side }},
-    toFloat64(ifNull(o.{{ side }}_hidden_volume, {{ or_none }})) as iceberg_volume_{{ side }}{{ ',' if not loop.last }}
-    {%- endfor %}
+    {%- set or_none = 'if(b.mid_close is null, null, 0)' %}
+    toUInt32(ifNull(o.bid_vanished, {{ or_none }})) as depth_vanish_count_bid,
+    toUInt32(ifNull(o.bid_pulled, {{ or_none }})) as depth_pull_count_bid,
+    toFloat64(ifNull(o.bid_max_fall, {{ or_none }})) as depth_fall_max_bid,
+    toUInt32(ifNull(o.bid_icebergs, {{ or_none }})) as iceberg_count_bid,
+    toFloat64(ifNull(o.bid_hidden_volume, {{ or_none }})) as iceberg_volume_bid,
+    toUInt32(ifNull(o.ask_vanished, {{ or_none }})) as depth_vanish_count_ask,
+    toUInt32(ifNull(o.ask_pulled, {{ or_none }})) as depth_pull_count_ask,
+    toFloat64(ifNull(o.ask_max_fall, {{ or_none }})) as depth_fall_max_ask,
+    toUInt32(ifNull(o.ask_icebergs, {{ or_none }})) as iceberg_count_ask,
+    toFloat64(ifNull(o.ask_hidden_volume, {{ or_none }})) as iceberg_volume_ask
 from buckets as b
 left join over_bucket as o
     on b.exchange = o.exchange

@@ -55,6 +55,15 @@ walls as (
         and known_at <= (select seen_to from bounds)
 ),
 
+with_last_up as (
+    select
+        *,
+        lagInFrame((goes_up, multiple, known_at)) over (
+            partition by exchange, market_type, symbol, is_ask, price order by known_at rows between 1 preceding and current row
+        ) as last_up
+    from walls
+),
+
 -- Gone, and what happened before at that price was that it went up.
 pulls as (
     select
@@ -67,14 +76,7 @@ pulls as (
         price,
         toUnixTimestamp64Micro(known_at) as pulled_us,
         last_up.2 as multiple
-    from (
-        select
-            *,
-            lagInFrame((goes_up, multiple, known_at)) over (
-                partition by exchange, market_type, symbol, is_ask, price order by known_at rows between 1 preceding and current row
-            ) as last_up
-        from walls
-    )
+    from with_last_up
     where
         not goes_up
         and last_up.1

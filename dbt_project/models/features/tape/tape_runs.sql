@@ -16,16 +16,21 @@ with tapes as (
         tape_price,
         tape_quantity,
         tape_is_buy,
-        arraySlice(arrayZip(tape_us, tape_price), -{{ longest + 1 }}) as last_prints
+        volume,
+        arrayFilter(x -> x.3 >= {{ var('sweep_min_levels') }}, arrayZip(order_is_buy, order_quantity, order_levels)) as sweeps,
+        arraySlice(
+            arrayMap((place, t, price) -> (bucket_id, place, t, price), arrayEnumerate(tape_us), tape_us, tape_price), -{{ longest + 1 }}
+        ) as last_prints
     -- a bucket has a print at least: so many buckets hold so many prints
-    from {{ new_buckets(ref('bucket_tapes'), context=longest) }}
+    from {{ new_buckets(ref('taker_orders'), context=longest) }}
 ),
 
 -- Momentum goes back over the buckets before: a reader's last prints do not start with the bucket.
 with_past as (
     select
         * except (last_prints),
-        arraySlice(arrayFlatten(groupArray(last_prints) over {{ past(longest + 1) }}), -{{ longest + 1 }}) as recent
+        -- the last ones, in no order: sorted here
+        arraySort(groupArrayLastArray({{ longest + 1 }})(last_prints) over {{ past(longest + 1) }}) as recent  -- noqa: LT01
     from tapes
 ),
 
@@ -46,58 +51,40 @@ split_runs as (
     select
         *,
         {{ split_on_change('sides', 'sides') }} as print_runs,
-        {{ split_on_change('step_sides', 'step_sides') }} as step_runs
+        {{ split_on_change('step_sides', 'step_sides') }} as step_runs,
+        arrayFilter(x -> x.1, sweeps) as bought,
+        arrayFilter(x -> not x.1, sweeps) as sold
     from stepped
-),
-
-sweeps as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        bucket_id,
-        arrayFilter(
-            order -> order.3 >= {{ var('sweep_min_levels') }}, arrayZip(order_is_buy, order_quantity, order_levels)
-        ) as swept,
-        arrayFilter(order -> order.1, swept) as bought,
-        arrayFilter(order -> not order.1, swept) as sold,
-        arraySum(order_quantity) as volume
-    from {{ new_buckets(ref('taker_orders')) }}
 )
 
 select
-    t.exchange as exchange,
-    t.market_type as market_type,
-    t.symbol as symbol,
-    t.bucket_id as bucket_id,
-    t.bucket_ts_start as bucket_ts_start,
-    t.bucket_ts_end as bucket_ts_end,
-    length(t.sides) / length(t.print_runs) as print_run_mean,
-    toUInt32(arrayMax(run -> length(run), t.print_runs)) as print_run_max,
-    toInt32(arraySum(t.print_runs[-1])) as print_run_last,
+    exchange,
+    market_type,
+    symbol,
+    bucket_id,
+    bucket_ts_start,
+    bucket_ts_end,
+    length(sides) / length(print_runs) as print_run_mean,
+    toUInt32(arrayMax(run -> length(run), print_runs)) as print_run_max,
+    toInt32(arraySum(print_runs[-1])) as print_run_last,
     -- a step in which as much was bought as sold is of neither side
-    toUInt32(arrayMax(run -> abs(arraySum(run)), t.step_runs)) as step_run_max,
-    toInt32(arraySum(t.step_runs[-1])) as step_run_last,
-    length(t.step_sides) / (
-        intDiv(toUnixTimestamp64Micro(t.bucket_ts_end), {{ var('tape_step_ms') * 1000 }}) - t.steps[1] + 1
+    toUInt32(arrayMax(run -> abs(arraySum(run)), step_runs)) as step_run_max,
+    toInt32(arraySum(step_runs[-1])) as step_run_last,
+    length(step_sides) / (
+        intDiv(toUnixTimestamp64Micro(bucket_ts_end), {{ var('tape_step_ms') * 1000 }}) - steps[1] + 1
     ) as active_step_share,
     {%- for n in prints %}
     if(
-        length(t.recent) > {{ n }}
-        and t.recent[-{{ n + 1 }}].1 >= toUnixTimestamp64Micro(t.bucket_ts_end) - {{ var('momentum_max_age_s') * 1000000 }},
-        toFloat64(t.recent[-1].2 - t.recent[-{{ n + 1 }}].2) / toFloat64(t.recent[-{{ n + 1 }}].2) * 10000,
+        length(recent) > {{ n }}
+        and recent[-{{ n + 1 }}].3 >= toUnixTimestamp64Micro(bucket_ts_end) - {{ var('momentum_max_age_s') * 1000000 }},
+        toFloat64(recent[-1].4 - recent[-{{ n + 1 }}].4) / toFloat64(recent[-{{ n + 1 }}].4) * 10000,
         null
     ) as micro_momentum_{{ n }}_bps,
     {%- endfor %}
-    toUInt32(length(s.bought)) as sweep_count_buy,
-    toUInt32(length(s.sold)) as sweep_count_sell,
-    toFloat64(arraySum(s.bought.2)) / toFloat64(s.volume) as sweep_share_buy,
-    toFloat64(arraySum(s.sold.2)) / toFloat64(s.volume) as sweep_share_sell,
-    if(empty(s.bought), toUInt32(0), arrayMax(s.bought.3)) as sweep_levels_buy,
-    if(empty(s.sold), toUInt32(0), arrayMax(s.sold.3)) as sweep_levels_sell
-from split_runs as t
-inner join sweeps as s
-    on t.exchange = s.exchange
-    and t.market_type = s.market_type
-    and t.symbol = s.symbol
-    and t.bucket_id = s.bucket_id
+    toUInt32(length(bought)) as sweep_count_buy,
+    toUInt32(length(sold)) as sweep_count_sell,
+    toFloat64(arraySum(bought.2)) / toFloat64(volume) as sweep_share_buy,
+    toFloat64(arraySum(sold.2)) / toFloat64(volume) as sweep_share_sell,
+    if(empty(bought), toUInt32(0), arrayMax(bought.3)) as sweep_levels_buy,
+    if(empty(sold), toUInt32(0), arrayMax(sold.3)) as sweep_levels_sell
+from split_runs
