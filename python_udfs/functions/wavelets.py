@@ -42,6 +42,7 @@ def mp_wavelet_energy(signal: Floats) -> dict[str, float]:
     """
     import pywt
 
+    signal = np.array(signal)  # pywt wants to own its memory
     if len(signal) == 0 or len(signal) % 2**LEVELS:
         raise ValueError(f"{len(signal)} values: a positive multiple of {2**LEVELS} is needed")
     if not np.isfinite(signal).all():

@@ -11,7 +11,7 @@ with buckets as (
         bucket_id,
         bucket_ts_start,
         bucket_ts_end,
-        assumeNotNull(log(mid_close) * 10000) as log_mid,
+        log(ifNull(mid_close, 1)) * 10000 as log_mid,
         toInt32(floor(log_mid)) as mid_bin,
         log_mid - mid_bin as mid_rest,
         mid_close is not null as is_live,
@@ -99,7 +99,8 @@ select
     buy_k / nullIf(toFloat64(s.buy_0), 0) - sell_k / nullIf(toFloat64(s.sell_0), 0) as heatmap_centre_distance_bps,
     sqrt(toFloat64(s.buy_0 * s.buy_kk - s.buy_k * s.buy_k)) / nullIf(toFloat64(s.buy_0), 0) as heatmap_buy_spread_bps,
     sqrt(toFloat64(s.sell_0 * s.sell_kk - s.sell_k * s.sell_k)) / nullIf(toFloat64(s.sell_0), 0) as heatmap_sell_spread_bps,
-    greatest(log(nullIf(toFloat64(s.both_0), 0)) - toFloat64(s.entropy_part) / 1024 / toFloat64(s.both_0), 0) as heatmap_entropy,
+    -- ln(sum q) - sum(q ln q) / sum q
+    if(s.both_0 > 0, greatest(log(toFloat64(s.both_0)) - toFloat64(s.entropy_part) / 1024 / toFloat64(s.both_0), 0), null) as heatmap_entropy,
     -- least squares over n equally spaced points 0 ... n - 1: sum((i - (n - 1) / 2) y) / ((n^3 - n) / 12)
     toFloat64(2 * s.net_t - {{ slices - 1 }} * s.net_0) / 2 / {{ (slices ** 3 - slices) / 12 * var('heatmap_slice_s') }}
     / nullIf(toFloat64(s.both_0), 0) as heatmap_delta_time_gradient,

@@ -36,16 +36,21 @@ variances as (
     from returns
 ),
 
+with_the_one_before as (
+    select
+        *,
+        {{ before('rv_10s', 1) }} as rv_10s_before
+    from variances
+),
+
 pasts as (
     select
         *,
         groupArray(sqrt(rv_10s / 10) * 10000) over {{ past(n) }} as volatilities,
         arrayAvg(volatilities) as mean_volatility,
-        -- the buckets before this one
-        arraySort(arraySlice(groupArray(tuple(rv_10s)) over {{ past(n + 1) }}.1, 1, -1)) as earlier,
-        arrayFilter(v -> v is not null, earlier) as usual,
-        if(length(usual) >= 10, usual[toUInt32(ceil(0.75 * length(usual)))], null) as usual_rv_10s
-    from variances
+        arraySort(groupArray(rv_10s_before) over {{ past(n) }}) as rvs_before,
+        if(length(rvs_before) >= 10, rvs_before[toUInt32(ceil(0.75 * length(rvs_before)))], 0) as upper_quartile
+    from with_the_one_before
 )
 
 select
@@ -70,8 +75,8 @@ select
     ) as volatility_of_volatility,
     -- one jump is no change of volatility: a return counts at most {{ var('volatility_shift_sigmas') }} usual standard deviations
     if(
-        rv_10s is not null and usual_rv_10s > 0,
-        arraySum(r -> least(r * r / usual_rv_10s, pow({{ var('volatility_shift_sigmas') }}, 2) / length(r_10s)), r_10s),
+        rv_10s is not null and upper_quartile > 0,
+        arraySum(r -> least(r * r / upper_quartile, pow({{ var('volatility_shift_sigmas') }}, 2) / length(r_10s)), r_10s),
         null
     ) as volatility_shift,
     volatility_shift > {{ var('volatility_shift_alarm') }} as volatility_shift_flag
