@@ -23,7 +23,7 @@ from .features import BOOK_MAX_LAG_US, MIN_POINTS, NULL, WINDOW, BookStates, Col
 # seconds of the window -> milliseconds between samples
 GRIDS: Final = {1: 100, 10: 200, 60: 1000, 300: 5000}
 SHIFT_SIGMAS: Final = 4.0
-SHIFT_ALARM: Final = 2.25
+SHIFT_ALARM: Final = 3.0
 JUMP_SIGNIFICANCE: Final = 0.01
 WAVELET_BUCKETS: Final = 64
 # Scaling filter of the orthonormal Daubechies wavelet with four vanishing moments.
@@ -50,7 +50,8 @@ def multi_resolution_volatility(ends: Ints, states: BookStates) -> Columns:
     bipower^2 / realized^2, 0). volatility_ratio: 10 s over 300 s. volatility_of_volatility: sample standard
     deviation of the 10 s one over the last WINDOW buckets, this included. volatility_shift: sum min(r^2,
     SHIFT_SIGMAS^2 u / m) / u of the 10 s window, u: upper quartile (inverse of the empirical distribution) of
-    sum r^2 at the WINDOW buckets before.
+    sum r^2 at the WINDOW buckets before, at least 10 s of realized_volatility_300s; NULL
+    where that quartile is 0.
     """
     n = len(ends)
     out: Columns = {}
@@ -89,6 +90,8 @@ def multi_resolution_volatility(ends: Ints, states: BookStates) -> Columns:
         if own is not None and len(earlier) >= MIN_POINTS:
             u = float(np.quantile(earlier, 0.75, method="inverted_cdf"))
             if u > 0:
+                slow = out["realized_volatility_300s"][b]
+                u = u if math.isnan(slow) else max(u, 10 * (slow / 1e4) ** 2)
                 shift[b] = math.fsum(np.minimum(own**2, SHIFT_SIGMAS**2 * u / len(own))) / u
     out["volatility_of_volatility"] = spread
     out["volatility_shift"] = shift

@@ -49,7 +49,9 @@ pasts as (
         groupArray(sqrt(rv_10s / 10) * 10000) over {{ past(n) }} as volatilities,
         arrayAvg(volatilities) as mean_volatility,
         arraySort(groupArray(rv_10s_before) over {{ past(n) }}) as rvs_before,
-        if(length(rvs_before) >= 10, rvs_before[toUInt32(ceil(0.75 * length(rvs_before)))], 0) as upper_quartile
+        if(length(rvs_before) >= 10, rvs_before[toUInt32(ceil(0.75 * length(rvs_before)))], 0) as upper_quartile,
+        -- many short buckets within one still moment must not lower what is usual
+        if(upper_quartile > 0, greatest(upper_quartile, ifNull(rv_300s, 0) / 30), 0) as usual_rv
     from with_the_one_before
 )
 
@@ -75,8 +77,8 @@ select
     ) as volatility_of_volatility,
     -- one jump is no change of volatility: a return counts at most {{ var('volatility_shift_sigmas') }} usual standard deviations
     if(
-        rv_10s is not null and upper_quartile > 0,
-        arraySum(r -> least(r * r / upper_quartile, pow({{ var('volatility_shift_sigmas') }}, 2) / length(r_10s)), r_10s),
+        rv_10s is not null and usual_rv > 0,
+        arraySum(r -> least(r * r / usual_rv, pow({{ var('volatility_shift_sigmas') }}, 2) / length(r_10s)), r_10s),
         null
     ) as volatility_shift,
     volatility_shift > {{ var('volatility_shift_alarm') }} as volatility_shift_flag
