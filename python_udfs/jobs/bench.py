@@ -261,12 +261,15 @@ def _latency(calls: int) -> Table:
 
 def bench_command(
     millions: Annotated[
-        str, typer.Option(help="Sizes of the generated market, in millions of trades.")
+        str, typer.Option(help="Sizes of the generated market, in millions of trades; none: families only.")
     ] = "1,5,20",
     runs: Annotated[int, typer.Option(help="Runs per size; the median is printed.", min=1)] = 3,
     calls: Annotated[int, typer.Option(help="Calls per latency.", min=20)] = 500,
 ) -> None:
-    """Measure ingest, the clock, the full build, the score path and each family, in databases of its own, dropped at the end."""
+    """Measure ingest, the clock, the full build, the score path and each family.
+
+    In databases of its own, dropped at the end.
+    """
     if settings().db_prefix != "bench_":
         os.environ["MARKETPRISM_DB_PREFIX"] = "bench_"
         settings.cache_clear()
@@ -280,12 +283,13 @@ def bench_command(
         console.print(f"ClickHouse {c.execute('select version()')[0][0]}")
     sizes = []
     try:
-        for m in (float(x) for x in millions.split(",")):
+        for m in (float(x) for x in millions.split(",") if x):
             with console.status(f"{m:g} M trades"):
                 sizes.append(_size(m, runs))
             console.print(_throughput(sizes[-1:]))
-        console.print(_throughput(sizes))
-        console.print(_latency(calls))
+        if sizes:
+            console.print(_throughput(sizes))
+            console.print(_latency(calls))
         with console.status("families"):
             for shown in _families():
                 console.print(shown, soft_wrap=True)
