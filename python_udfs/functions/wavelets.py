@@ -40,7 +40,7 @@ def mp_wavelet_energy(signal: Floats) -> dict[str, float]:
     Raises:
         ValueError: n is 0 or no multiple of 8, or a value is not finite.
     """
-    import pywt
+    import pywt  # type: ignore[import-untyped]
 
     signal = np.array(signal)  # pywt wants to own its memory
     if len(signal) == 0 or len(signal) % 2**LEVELS:

@@ -179,7 +179,12 @@ def test_the_cases_reach_the_edges(built: Data) -> None:
             "volatility_shift_flag = 0",
             "volatility_shift is null and realized_volatility_10s is not null",
         ],
-        "jump_variation": ["lee_mykland_flag = 1", "lee_mykland_flag = 0", "lee_mykland is null", "jump_ratio > 0"],
+        "jump_variation": [
+            "lee_mykland_flag = 1",
+            "lee_mykland_flag = 0",
+            "lee_mykland is null",
+            "jump_ratio > 0",
+        ],
         "range_volatility": ["parkinson = 0", "parkinson_mean > 0", "parkinson_mean is null"],
         "wavelet_energy": ["wavelet_snr > 0", "wavelet_snr is null", "wavelet_energy_detail_1 = 0"],
         "trade_heatmap": [

@@ -18,7 +18,7 @@ from .features import NULL, Columns, Floats, Ints
 SLICES: Final = 30
 SLICE_US: Final = 10 * SECOND_US
 HALF: Final = 25
-CLUSTER_TRADES: Final = 500
+CLUSTER_TRADES: Final = 200
 SCALES: Final = (5.0, 10.0, 0.2)  # seconds, bps, log quantity
 MIN_TRADES: Final = 3
 
@@ -54,7 +54,9 @@ def trade_heatmap(buckets: Sequence[Bucket], ordered: Sequence[Trade], mid_close
             if weights.sum() > 0:
                 centre = np.average(x, weights=weights)
                 out[f"heatmap_{side}_centre_bps"][b] = centre
-                out[f"heatmap_{side}_spread_bps"][b] = math.sqrt(np.average((x - centre) ** 2, weights=weights))
+                out[f"heatmap_{side}_spread_bps"][b] = math.sqrt(
+                    np.average((x - centre) ** 2, weights=weights)
+                )
         total = grids["buy"] + grids["sell"]
         if total.sum() == 0:
             continue
@@ -102,7 +104,11 @@ def cluster_features(
     q = np.array(quantities)
     points = np.array(
         [
-            ((t - times_us[-1]) / 1e6 / SCALES[0], 1e4 * (p / prices[-1] - 1) / SCALES[1], math.log(v) / SCALES[2])
+            (
+                (t - times_us[-1]) / 1e6 / SCALES[0],
+                1e4 * (p / prices[-1] - 1) / SCALES[1],
+                math.log(v) / SCALES[2],
+            )
             for t, p, v in zip(times_us, prices, quantities, strict=True)
         ]
     )

@@ -130,7 +130,9 @@ def jump_variation(mid_return: Floats, rv: Floats, jump: Floats) -> Columns:
     return out
 
 
-def range_volatility(open_price: Floats, high_price: Floats, low_price: Floats, close_price: Floats) -> Columns:
+def range_volatility(
+    open_price: Floats, high_price: Floats, low_price: Floats, close_price: Floats
+) -> Columns:
     """Variances of a bucket from its four prices, shape (n,), and their means over the last WINDOW buckets."""
     out: Columns = {
         "parkinson": np.log(high_price / low_price) ** 2 / (4 * math.log(2)),
@@ -161,7 +163,11 @@ def wavelet_step(signal: Floats) -> tuple[Floats, Floats]:
 
 def wavelet_energy(mid_return: Floats) -> Columns:
     """Energies of three levels over the last WAVELET_BUCKETS returns, shape (n,)."""
-    names = (*(f"wavelet_energy_detail_{k}" for k in (1, 2, 3)), "wavelet_energy_approximation", "wavelet_snr")
+    names = (
+        *(f"wavelet_energy_detail_{k}" for k in (1, 2, 3)),
+        "wavelet_energy_approximation",
+        "wavelet_snr",
+    )
     out = {name: np.full(len(mid_return), NULL) for name in names}
     for b in range(WAVELET_BUCKETS - 1, len(mid_return)):
         rest = mid_return[b - WAVELET_BUCKETS + 1 : b + 1]

@@ -46,7 +46,7 @@ def test_a_still_signal_has_no_signal_to_noise() -> None:
 
 @pytest.mark.parametrize("signal", [np.zeros(0), np.zeros(63), np.array([np.nan] * 64)])
 def test_what_cannot_be_transformed_says_so(signal: Floats) -> None:
-    with pytest.raises(ValueError, match="multiple of 8|not finite"):
+    with pytest.raises(ValueError, match=r"multiple of 8|not finite"):
         mp_wavelet_energy(signal)
 
 
@@ -84,7 +84,7 @@ def test_clusters_equal_dbscan_s(n: int, seed: int) -> None:
     assert found["clustered_share"] == pytest.approx(np.mean(labels >= 0))
     assert found["largest_trades"] == max(sizes, default=0)
     if len(sizes):
-        times, prices, quantities, is_buy = trades
+        _, _, quantities, is_buy = trades
         largest = labels == sizes.argmax()
         assert found["largest_buy_share"] == pytest.approx(
             quantities[largest & (is_buy == 1)].sum() / quantities[largest].sum()

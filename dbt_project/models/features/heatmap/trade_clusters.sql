@@ -1,4 +1,5 @@
-{{ config(**bucket_grain()) }}
+{# A row carries its trades to the function: small blocks bound the memory, and let its processes work side by side. -#}
+{{ config(query_settings={'max_block_size': 1024}, **bucket_grain()) }}
 {%- set n = var('trade_cluster_trades') %}
 
 -- Bursts of like trades among the last {{ n }}.
@@ -25,6 +26,25 @@ with numbered as (
     from {{ new_buckets(ref('bucket_tapes'), context=n) }}
 ),
 
+trades as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        last_number - length(tape_us) + position as number,
+        us,
+        price,
+        quantity,
+        is_buy
+    from numbered
+    array join
+        arrayEnumerate(tape_us) as position,
+        tape_us as us,
+        tape_price as price,
+        tape_quantity as quantity,
+        tape_is_buy as is_buy
+),
+
 -- All trades in chunks of {{ n }}: the last {{ n }} of any moment lie in two of them.
 chunks as (
     select
@@ -32,25 +52,8 @@ chunks as (
         market_type,
         symbol,
         intDiv(number - 1, {{ n }}) as trade_chunk,
-        arraySort(groupArray((number, us, toFloat64(price), toFloat64(quantity), toInt64(is_buy)))) as trades
-    from (
-        select
-            exchange,
-            market_type,
-            symbol,
-            last_number - length(tape_us) + position as number,
-            us,
-            price,
-            quantity,
-            is_buy
-        from numbered
-        array join
-            arrayEnumerate(tape_us) as position,
-            tape_us as us,
-            tape_price as price,
-            tape_quantity as quantity,
-            tape_is_buy as is_buy
-    )
+        arraySort(groupArray((number, us, toFloat64(price), toFloat64(quantity), toInt64(is_buy)))) as chunk_trades
+    from trades
     group by exchange, market_type, symbol, trade_chunk
 ),
 
@@ -62,7 +65,9 @@ last_trades as (
         b.bucket_id as bucket_id,
         b.bucket_ts_start as bucket_ts_start,
         b.bucket_ts_end as bucket_ts_end,
-        arraySlice(arrayConcat(earlier.trades, arraySlice(own.trades, 1, b.last_number - b.chunk * {{ n }})), -{{ n }}) as trades
+        arraySlice(
+            arrayConcat(earlier.chunk_trades, arraySlice(own.chunk_trades, 1, b.last_number - b.chunk * {{ n }})), -{{ n }}
+        ) as newest
     from numbered as b
     inner join chunks as own
         on b.exchange = own.exchange
@@ -86,15 +91,15 @@ clustered as (
         bucket_ts_start,
         bucket_ts_end,
         mp_trade_clusters(
-            trades.2,
-            trades.3,
-            trades.4,
-            trades.5,
+            newest.2,
+            newest.3,
+            newest.4,
+            newest.5,
             toFloat64({{ var('trade_cluster_time_s') }}),
             toFloat64({{ var('trade_cluster_price_bps') }}),
             toFloat64({{ var('trade_cluster_log_size') }}),
             toInt64({{ var('trade_cluster_min_trades') }})
-        ) as found
+        ) as cluster_stats
     from last_trades
 )
 
@@ -105,12 +110,12 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    toUInt32(found.clusters) as trade_cluster_count,
-    found.clustered_share as trade_cluster_share,
-    found.density as trade_cluster_density,
-    toUInt32(found.largest_trades) as trade_cluster_largest_trades,
-    found.largest_volume_share as trade_cluster_largest_volume_share,
-    found.largest_buy_share as trade_cluster_largest_buy_share,
-    found.largest_sell_share as trade_cluster_largest_sell_share,
-    found.error as udf_error
+    toUInt32(tupleElement(cluster_stats, 'clusters')) as trade_cluster_count,
+    tupleElement(cluster_stats, 'clustered_share') as trade_cluster_share,
+    tupleElement(cluster_stats, 'density') as trade_cluster_density,
+    toUInt32(tupleElement(cluster_stats, 'largest_trades')) as trade_cluster_largest_trades,
+    tupleElement(cluster_stats, 'largest_volume_share') as trade_cluster_largest_volume_share,
+    tupleElement(cluster_stats, 'largest_buy_share') as trade_cluster_largest_buy_share,
+    tupleElement(cluster_stats, 'largest_sell_share') as trade_cluster_largest_sell_share,
+    tupleElement(cluster_stats, 'error') as udf_error
 from clustered

@@ -1,4 +1,5 @@
-{{ config(**bucket_grain()) }}
+{# Some 300 cells a bucket: a rebuild of months spills them to disk. -#}
+{{ config(query_settings={'max_bytes_before_external_group_by': 2000000000}, **bucket_grain()) }}
 {%- set slices = var('heatmap_slices') %}
 {%- set half = var('heatmap_range_bps') %}
 
@@ -33,6 +34,12 @@ windows as (
     where is_live
 ),
 
+recent_cells as (
+    select *
+    from {{ ref('heatmap_cells') }}
+    where slice >= (select min(slice) from windows)
+),
+
 -- A cell as of the bucket's end: what buckets up to this one added to it.
 cells as (
     select
@@ -44,14 +51,11 @@ cells as (
         toInt256(c.price_bin - w.mid_bin) as k,
         toInt256(reinterpret(sum(c.bought), 'Int128')) as buy,
         toInt256(reinterpret(sum(c.sold), 'Int128')) as sell,
-        buy + sell as both,
+        buy + sell as volume,
         buy - sell as net,
-        toInt256(round(toFloat64(both) * log(toFloat64(both)) * 1024)) as both_log_both
+        toInt256(round(toFloat64(volume) * log(toFloat64(volume)) * 1024)) as volume_log_volume
     from windows as w
-    inner join (
-        select * from {{ ref('heatmap_cells') }}
-        where slice >= (select min(slice) from windows)
-    ) as c
+    inner join recent_cells as c
         on w.exchange = c.exchange
         and w.market_type = c.market_type
         and w.symbol = c.symbol
@@ -74,14 +78,14 @@ sums as (
         sum(sell) as sell_0,
         sum(sell * k) as sell_k,
         sum(sell * k * k) as sell_kk,
-        sum(both) as both_0,
-        sum(both * t) as both_t,
-        sum(both * t * t) as both_tt,
-        sum(both * k * t) as both_kt,
+        sum(volume) as all_0,
+        sum(volume * t) as all_t,
+        sum(volume * t * t) as all_tt,
+        sum(volume * k * t) as all_kt,
         sum(net) as net_0,
         sum(net * t) as net_t,
         sum(net * k) as net_k,
-        sum(both_log_both) as entropy_part
+        sum(volume_log_volume) as entropy_part
     from cells
     group by exchange, market_type, symbol, bucket_id
 )
@@ -94,20 +98,25 @@ select
     b.bucket_ts_start as bucket_ts_start,
     b.bucket_ts_end as bucket_ts_end,
     -- the middle of cell k lies k + 1/2 bp above the edge of the mid's own cell
-    buy_k / nullIf(toFloat64(s.buy_0), 0) + 0.5 - b.mid_rest as heatmap_buy_centre_bps,
-    sell_k / nullIf(toFloat64(s.sell_0), 0) + 0.5 - b.mid_rest as heatmap_sell_centre_bps,
-    buy_k / nullIf(toFloat64(s.buy_0), 0) - sell_k / nullIf(toFloat64(s.sell_0), 0) as heatmap_centre_distance_bps,
+    s.buy_k / nullIf(toFloat64(s.buy_0), 0) + 0.5 - b.mid_rest as heatmap_buy_centre_bps,
+    s.sell_k / nullIf(toFloat64(s.sell_0), 0) + 0.5 - b.mid_rest as heatmap_sell_centre_bps,
+    s.buy_k / nullIf(toFloat64(s.buy_0), 0) - s.sell_k / nullIf(toFloat64(s.sell_0), 0) as heatmap_centre_distance_bps,
     sqrt(toFloat64(s.buy_0 * s.buy_kk - s.buy_k * s.buy_k)) / nullIf(toFloat64(s.buy_0), 0) as heatmap_buy_spread_bps,
     sqrt(toFloat64(s.sell_0 * s.sell_kk - s.sell_k * s.sell_k)) / nullIf(toFloat64(s.sell_0), 0) as heatmap_sell_spread_bps,
     -- ln(sum q) - sum(q ln q) / sum q
-    if(s.both_0 > 0, greatest(log(toFloat64(s.both_0)) - toFloat64(s.entropy_part) / 1024 / toFloat64(s.both_0), 0), null) as heatmap_entropy,
+    if(
+        s.all_0 > 0,
+        greatest(log(toFloat64(s.all_0)) - toFloat64(s.entropy_part) / 1024 / toFloat64(s.all_0), 0),
+        null
+    ) as heatmap_entropy,
     -- least squares over n equally spaced points 0 ... n - 1: sum((i - (n - 1) / 2) y) / ((n^3 - n) / 12)
     toFloat64(2 * s.net_t - {{ slices - 1 }} * s.net_0) / 2 / {{ (slices ** 3 - slices) / 12 * var('heatmap_slice_s') }}
-    / nullIf(toFloat64(s.both_0), 0) as heatmap_delta_time_gradient,
+    / nullIf(toFloat64(s.all_0), 0) as heatmap_delta_time_gradient,
     -- prices run from -{{ half }} to {{ half - 1 }}
-    toFloat64(2 * s.net_k + s.net_0) / 2 / {{ ((2 * half) ** 3 - 2 * half) / 12 }} / nullIf(toFloat64(s.both_0), 0) as heatmap_delta_price_gradient,
-    toFloat64(s.both_0 * s.both_kt - s.both_t * toInt256(s.buy_k + s.sell_k))
-    / nullIf(toFloat64(s.both_0 * s.both_tt - s.both_t * s.both_t), 0) / {{ var('heatmap_slice_s') }} as heatmap_drift_bps_per_s
+    toFloat64(2 * s.net_k + s.net_0) / 2 / {{ ((2 * half) ** 3 - 2 * half) / 12 }}
+    / nullIf(toFloat64(s.all_0), 0) as heatmap_delta_price_gradient,
+    toFloat64(s.all_0 * s.all_kt - s.all_t * toInt256(s.buy_k + s.sell_k))
+    / nullIf(toFloat64(s.all_0 * s.all_tt - s.all_t * s.all_t), 0) / {{ var('heatmap_slice_s') }} as heatmap_drift_bps_per_s
 from buckets as b
 left join sums as s
     on b.exchange = s.exchange

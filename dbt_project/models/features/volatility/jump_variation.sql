@@ -28,13 +28,13 @@ windows as (
         groupArray(size_before * size_before_that) over {{ past(n) }} as products_before,
         if(length(products_before) >= 10, sqrt(arrayAvg(products_before)), null) as local_volatility,
         r / nullIf(local_volatility, 0) as ratio,
-        -- Lee, Mykland (2008), lemma 1: the largest of m such ratios without a jump is about centre + scale x Gumbel
+        -- Lee, Mykland (2008), lemma 1: the largest of m such ratios without a jump is about centre + width x Gumbel
         length(products_before) as m,
         sqrt(2 / pi()) as c,
-        sqrt(2 * log(m)) as root,
-        root / c - (log(pi()) + log(log(m))) / (2 * c * root) as centre,
-        1 / (c * root) as scale,
-        centre - scale * log(-log(1 - {{ var('jump_significance') }})) as threshold
+        sqrt(2 * log(m)) as reach,
+        reach / c - (log(pi()) + log(log(m))) / (2 * c * reach) as centre,
+        1 / (c * reach) as width,
+        centre - width * log(-log(1 - {{ var('jump_significance') }})) as threshold
     from returns
 )
 

@@ -1,5 +1,4 @@
 {{ config(**bucket_grain()) }}
-{%- set grids = [('100ms', 100, 1000), ('200ms', 200, 10000), ('1s', 1000, 60000), ('5s', 5000, 300000)] %}
 
 -- The mid as it was known at fixed times before the bucket's end: what volatility by the clock, not by the bucket, is made of.
 with samples as (
@@ -15,11 +14,7 @@ with samples as (
     from {{ new_buckets(ref('unified_buckets')) }}
     array join
         arrayDistinct(
-            arrayConcat(
-                {%- for _, step_ms, span_ms in grids %}
-                range(0, {{ span_ms + 1 }}, {{ step_ms }}){{ ',' if not loop.last }}
-                {%- endfor %}
-            )
+            arrayConcat(range(0, 1001, 100), range(0, 10001, 200), range(0, 60001, 1000), range(0, 300001, 5000))
         ) as before_ms
 ),
 
@@ -34,10 +29,9 @@ select
     bucket_id,
     any(bucket_ts_start) as bucket_ts_start,
     any(bucket_ts_end) as bucket_ts_end,
-    {%- for grid, step_ms, span_ms in grids %}
-    arraySort(
-        sample -> -sample.1, groupArrayIf((toInt32(before_ms), mid), before_ms <= {{ span_ms }} and before_ms % {{ step_ms }} = 0)
-    ).2 as mids_{{ grid }}{{ ',' if not loop.last }}
-    {%- endfor %}
+    arraySort(sample -> -sample.1, groupArrayIf((toInt32(before_ms), mid), before_ms <= 1000 and before_ms % 100 = 0)).2 as mids_100ms,
+    arraySort(sample -> -sample.1, groupArrayIf((toInt32(before_ms), mid), before_ms <= 10000 and before_ms % 200 = 0)).2 as mids_200ms,
+    arraySort(sample -> -sample.1, groupArrayIf((toInt32(before_ms), mid), before_ms <= 60000 and before_ms % 1000 = 0)).2 as mids_1s,
+    arraySort(sample -> -sample.1, groupArrayIf((toInt32(before_ms), mid), before_ms <= 300000 and before_ms % 5000 = 0)).2 as mids_5s
 from known
 group by exchange, market_type, symbol, bucket_id

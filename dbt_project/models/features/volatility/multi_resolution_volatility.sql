@@ -11,19 +11,23 @@ with returns as (
         bucket_id,
         bucket_ts_start,
         bucket_ts_end,
-        is_new,
         {%- for window, seconds, grid in windows %}
         -- one unknown mid and nothing is known of the window: empty
         if(has(mids_{{ grid }}, null), [], arrayMap(m -> assumeNotNull(m), mids_{{ grid }})) as known_{{ window }},
-        arrayMap((m, m_before) -> log(m / m_before), arrayPopFront(known_{{ window }}), arrayPopBack(known_{{ window }})) as r_{{ window }}
-        {{- ',' if not loop.last }}
+        arrayMap((m, m_before) -> log(m / m_before), arrayPopFront(known_{{ window }}), arrayPopBack(known_{{ window }})) as r_{{ window }},
         {%- endfor %}
+        is_new
     from {{ new_buckets(ref('mid_samples'), context=n) }}
 ),
 
 variances as (
     select
-        *,
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_start,
+        bucket_ts_end,
         {%- for window, seconds, grid in windows %}
         if(empty(r_{{ window }}), null, arraySum(r -> r * r, r_{{ window }})) as rv_{{ window }},
         if(
@@ -31,8 +35,10 @@ variances as (
             null,
             pi() / 2 * length(r_{{ window }}) / (length(r_{{ window }}) - 1)
             * arraySum((r, r_before) -> abs(r) * abs(r_before), arrayPopFront(r_{{ window }}), arrayPopBack(r_{{ window }}))
-        ) as bv_{{ window }}{{ ',' if not loop.last }}
+        ) as bv_{{ window }},
         {%- endfor %}
+        r_10s,
+        is_new
     from returns
 ),
 

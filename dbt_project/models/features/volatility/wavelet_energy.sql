@@ -43,12 +43,12 @@ select
     w.bucket_id as bucket_id,
     w.bucket_ts_start as bucket_ts_start,
     w.bucket_ts_end as bucket_ts_end,
-    t.energy.approximation as wavelet_energy_approximation,
-    t.energy.detail_3 as wavelet_energy_detail_3,
-    t.energy.detail_2 as wavelet_energy_detail_2,
-    t.energy.detail_1 as wavelet_energy_detail_1,
-    t.energy.snr as wavelet_snr,
-    t.energy.error as udf_error
+    tupleElement(t.energy, 'approximation') as wavelet_energy_approximation,
+    tupleElement(t.energy, 'detail_3') as wavelet_energy_detail_3,
+    tupleElement(t.energy, 'detail_2') as wavelet_energy_detail_2,
+    tupleElement(t.energy, 'detail_1') as wavelet_energy_detail_1,
+    tupleElement(t.energy, 'snr') as wavelet_snr,
+    tupleElement(t.energy, 'error') as udf_error
 from windows as w
 left join transformed as t
     on w.exchange = t.exchange
