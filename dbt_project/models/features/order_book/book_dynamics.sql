@@ -1,0 +1,245 @@
+{{ config(**bucket_grain()) }}
+{%- set lag_us = var('book_max_lag_ms') * 1000 %}
+
+-- How the book changed over the bucket: each update's levels against those of the update before it.
+with buckets as (
+    select
+        b.exchange as exchange,
+        b.market_type as market_type,
+        b.symbol as symbol,
+        b.bucket_id as bucket_id,
+        b.bucket_ts_start as bucket_ts_start,
+        b.bucket_ts_end as bucket_ts_end,
+        b.state_known_at as state_known_at,
+        b.state_timestamp as state_timestamp,
+        b.mid as mid,
+        b.bid_prices[1] as bid,
+        b.ask_prices[1] as ask,
+        f.buy_volume as buy_volume,
+        f.sell_volume as sell_volume
+    from {{ new_buckets(ref('closing_book')) }} as b
+    inner join {{ ref('trade_flow') }} as f
+        on b.exchange = f.exchange
+        and b.market_type = f.market_type
+        and b.symbol = f.symbol
+        and b.bucket_id = f.bucket_id
+),
+
+-- an update belongs to the first bucket that had not ended before it, as in top_of_book
+ends as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_ts_end,
+        min(bucket_id) as bucket_id,
+        min(bucket_ts_start) as bucket_ts_start
+    from {{ ref('unified_buckets') }}
+    where bucket_ts_end >= (select min(bucket_ts_start) from buckets)
+    group by exchange, market_type, symbol, bucket_ts_end
+),
+
+-- kept updates only; what was known longer before the first bucket than the allowed age is of no use in it
+states as (
+    select
+        u.exchange as exchange,
+        u.market_type as market_type,
+        u.symbol as symbol,
+        u.known_at as known_at,
+        u.timestamp as timestamp,
+        u.last_update_id as last_update_id,
+        ifNull({{ has_usable_levels('l', 'u.mid') }}, 0) as is_usable,
+        l.bid_prices as bid_prices,
+        l.bid_quantities as bid_quantities,
+        l.ask_prices as ask_prices,
+        l.ask_quantities as ask_quantities
+    from {{ ref('book_levels') }} as l
+    inner join {{ ref('book_updates') }} as u
+        on l.exchange = u.exchange
+        and l.market_type = u.market_type
+        and l.symbol = u.symbol
+        and l.known_at = u.known_at
+        and l.timestamp = u.timestamp
+        and l.last_update_id = u.last_update_id
+    where
+        l.known_at >= (select min(bucket_ts_start) from buckets) - toIntervalMicrosecond({{ lag_us }})
+        and u.known_at >= (select min(bucket_ts_start) from buckets) - toIntervalMicrosecond({{ lag_us }})
+),
+
+successive as (
+    select
+        *,
+        lagInFrame(is_usable) over known as usable_before,
+        lagInFrame(known_at) over known as known_before,
+        lagInFrame(timestamp) over known as timestamp_before,
+        lagInFrame(bid_prices) over known as bid_prices_before,
+        lagInFrame(bid_quantities) over known as bid_quantities_before,
+        lagInFrame(ask_prices) over known as ask_prices_before,
+        lagInFrame(ask_quantities) over known as ask_quantities_before
+    from states
+    window known as (
+        partition by exchange, market_type, symbol
+        order by known_at, timestamp, last_update_id
+        rows between 1 preceding and current row
+    )
+),
+
+-- What both books show: from the best price to the nearer of the two last levels. Behind it a level may be there and not be shown.
+updates as (
+    select
+        u.exchange as exchange,
+        u.market_type as market_type,
+        u.symbol as symbol,
+        e.bucket_id as bucket_id,
+        (u.known_at, u.timestamp, u.last_update_id) as place,
+        u.is_usable and u.usable_before and u.known_at <= u.known_before + toIntervalMicrosecond({{ lag_us }}) as follows,
+        greatest(u.bid_prices[-1], u.bid_prices_before[-1]) as lowest,
+        least(u.ask_prices[-1], u.ask_prices_before[-1]) as highest,
+        arraySum(
+            (price, quantity) -> if(
+                price >= lowest, greatest(quantity - u.bid_quantities_before[indexOf(u.bid_prices_before, price)], 0), 0
+            ),
+            u.bid_prices,
+            u.bid_quantities
+        ) as bid_added,
+        arraySum(
+            (price, quantity) -> if(price >= lowest, greatest(quantity - u.bid_quantities[indexOf(u.bid_prices, price)], 0), 0),
+            u.bid_prices_before,
+            u.bid_quantities_before
+        ) as bid_removed,
+        arraySum(
+            (price, quantity) -> if(
+                price <= highest, greatest(quantity - u.ask_quantities_before[indexOf(u.ask_prices_before, price)], 0), 0
+            ),
+            u.ask_prices,
+            u.ask_quantities
+        ) as ask_added,
+        arraySum(
+            (price, quantity) -> if(price <= highest, greatest(quantity - u.ask_quantities[indexOf(u.ask_prices, price)], 0), 0),
+            u.ask_prices_before,
+            u.ask_quantities_before
+        ) as ask_removed,
+        arraySum((price, quantity) -> if(price >= lowest, quantity, 0), u.bid_prices, u.bid_quantities)
+        + arraySum((price, quantity) -> if(price >= lowest, quantity, 0), u.bid_prices_before, u.bid_quantities_before)
+        + arraySum((price, quantity) -> if(price <= highest, quantity, 0), u.ask_prices, u.ask_quantities)
+        + arraySum((price, quantity) -> if(price <= highest, quantity, 0), u.ask_prices_before, u.ask_quantities_before) as shown,
+        (bid_added + bid_removed + ask_added + ask_removed) / shown as distance,
+        -- how long, inside the bucket, the state before was the last one known and not too old
+        if(
+            u.usable_before,
+            dateDiff(
+                'microsecond',
+                greatest(u.known_before, e.bucket_ts_start),
+                least(u.known_at, u.timestamp_before + toIntervalMicrosecond({{ lag_us }}))
+            ),
+            0
+        ) as held_us,
+        u.bid_prices_before[1] as bid_before,
+        u.ask_prices_before[1] as ask_before
+    from successive as u
+    asof join ends as e
+        on u.exchange = e.exchange
+        and u.market_type = e.market_type
+        and u.symbol = e.symbol
+        and u.known_at <= e.bucket_ts_end
+    where
+        u.known_at >= e.bucket_ts_start
+        and u.known_at >= (select min(bucket_ts_start) from buckets)
+),
+
+-- sums of floats in a fixed order, so that a rebuild gives the same bits
+over_bucket as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        count() as update_count,
+        arraySort(groupArrayIf((place, bid_added, bid_removed, ask_added, ask_removed, distance), follows)) as changes,
+        arraySort(groupArrayIf((place, held_us, bid_before, ask_before), held_us > 0)) as spells
+    from updates
+    group by exchange, market_type, symbol, bucket_id
+),
+
+totals as (
+    select
+        b.exchange as exchange,
+        b.market_type as market_type,
+        b.symbol as symbol,
+        b.bucket_id as bucket_id,
+        b.bucket_ts_start as bucket_ts_start,
+        b.bucket_ts_end as bucket_ts_end,
+        b.mid as mid,
+        b.bid as bid,
+        b.ask as ask,
+        b.buy_volume as buy_volume,
+        b.sell_volume as sell_volume,
+        ifNull(u.update_count, 0) as update_count,
+        nullIf(dateDiff('microsecond', b.bucket_ts_start, b.bucket_ts_end), 0) as duration_us,
+        -- a live book without an update did not change; updates that follow on nothing say nothing
+        notEmpty(u.changes) or (update_count = 0 and b.mid is not null) as is_compared,
+        arraySum(u.changes.2) as bid_added,
+        arraySum(u.changes.3) as bid_removed,
+        arraySum(u.changes.4) as ask_added,
+        arraySum(u.changes.5) as ask_removed,
+        u.changes.6 as distances,
+        -- the closing state held the rest of the bucket
+        if(b.mid is null, 0, dateDiff('microsecond', greatest(b.state_known_at, b.bucket_ts_start), b.bucket_ts_end)) as rest_us,
+        if(rest_us > 0, arrayPushBack(u.spells.2, assumeNotNull(rest_us)), u.spells.2) as held_us,
+        if(rest_us > 0, arrayPushBack(u.spells.3, b.bid), u.spells.3) as bids,
+        if(rest_us > 0, arrayPushBack(u.spells.4, b.ask), u.spells.4) as asks
+    from buckets as b
+    left join over_bucket as u
+        on b.exchange = u.exchange
+        and b.market_type = u.market_type
+        and b.symbol = u.symbol
+        and b.bucket_id = u.bucket_id
+),
+
+depths as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        is_new,
+        nullIf(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end), 0) / 1e6 as seconds,
+        (bid_depth_10 - {{ before('bid_depth_10', 1) }}) / seconds as bid_depth_velocity,
+        (ask_depth_10 - {{ before('ask_depth_10', 1) }}) / seconds as ask_depth_velocity
+    from {{ new_buckets(ref('book_depth'), context=1) }}
+)
+
+select
+    t.exchange as exchange,
+    t.market_type as market_type,
+    t.symbol as symbol,
+    t.bucket_id as bucket_id,
+    t.bucket_ts_start as bucket_ts_start,
+    t.bucket_ts_end as bucket_ts_end,
+    t.update_count / t.duration_us * 1e6 as book_refresh_rate,
+    {%- for side, taken in {'bid': 'sell_volume', 'ask': 'buy_volume'}.items() %}
+    if(t.is_compared, t.{{ side }}_added / t.duration_us * 1e6, null) as {{ side }}_add_rate,
+    -- what takers took from this side was not cancelled
+    if(t.is_compared, greatest(t.{{ side }}_removed - t.{{ taken }}, 0) / t.duration_us * 1e6, null) as {{ side }}_cancel_rate,
+    if(t.is_compared, (t.{{ side }}_added - t.{{ side }}_removed) / t.duration_us * 1e6, null) as {{ side }}_net_rate,
+    d.{{ side }}_depth_velocity as {{ side }}_depth_velocity,
+    if(
+        t.mid is null,
+        null,
+        arraySum((held, price) -> if(price = t.{{ side }}, held, 0), t.held_us, t.{{ side }}s) / t.duration_us
+    ) as best_{{ side }}_time_share,
+    if(
+        empty(t.held_us),
+        null,
+        arraySum(t.held_us) / 1000
+        / (1 + arraySum((price, next_price) -> price != next_price, arrayPopBack(t.{{ side }}s), arrayPopFront(t.{{ side }}s)))
+    ) as best_{{ side }}_lifetime_ms,
+    {%- endfor %}
+    if(empty(t.distances), null, 1 - arrayAvg(t.distances)) as book_stability
+from totals as t
+inner join depths as d
+    on t.exchange = d.exchange
+    and t.market_type = d.market_type
+    and t.symbol = d.symbol
+    and t.bucket_id = d.bucket_id
+where d.is_new = 1
