@@ -84,7 +84,22 @@ successive as (
     )
 ),
 
--- What both books show: from the best price to the nearer of the two last levels. Behind it a level may be there and not be shown.
+-- price (in units of 1e-8, exact) -> size now less size before, of all prices that either of the two books shows
+compared as (
+    select
+        *,
+        is_usable and usable_before and known_at <= known_before + toIntervalMicrosecond({{ lag_us }}) as follows,
+        {%- for side, nearer in {'bid': 'greatest', 'ask': 'least'}.items() %}
+        {%- for when in ['', '_before'] %}
+        arrayMap(price -> toInt64(round(price * 1e8)), {{ side }}_prices{{ when }}) as {{ side }}_e8{{ when }},
+        {%- endfor %}
+        -- Both books show the prices from the best to the nearer of their two last. Behind it a level may be there and not be shown.
+        {{ nearer }}({{ side }}_e8[-1], {{ side }}_e8_before[-1]) as {{ side }}_last_e8,
+        mapSubtract(({{ side }}_e8, {{ side }}_quantities), ({{ side }}_e8_before, {{ side }}_quantities_before)) as {{ side }}_changes{{ ',' if not loop.last }}
+        {%- endfor %}
+    from successive
+),
+
 updates as (
     select
         u.exchange as exchange,
@@ -92,38 +107,20 @@ updates as (
         u.symbol as symbol,
         e.bucket_id as bucket_id,
         (u.known_at, u.timestamp, u.last_update_id) as place,
-        u.is_usable and u.usable_before and u.known_at <= u.known_before + toIntervalMicrosecond({{ lag_us }}) as follows,
-        greatest(u.bid_prices[-1], u.bid_prices_before[-1]) as lowest,
-        least(u.ask_prices[-1], u.ask_prices_before[-1]) as highest,
+        u.follows as follows,
+        {%- for side, within in {'bid': '>=', 'ask': '<='}.items() %}
         arraySum(
-            (price, quantity) -> if(
-                price >= lowest, greatest(quantity - u.bid_quantities_before[indexOf(u.bid_prices_before, price)], 0), 0
-            ),
-            u.bid_prices,
-            u.bid_quantities
-        ) as bid_added,
+            (price, change) -> if(price {{ within }} u.{{ side }}_last_e8, greatest(change, 0), 0), u.{{ side }}_changes.1, u.{{ side }}_changes.2
+        ) as {{ side }}_added,
         arraySum(
-            (price, quantity) -> if(price >= lowest, greatest(quantity - u.bid_quantities[indexOf(u.bid_prices, price)], 0), 0),
-            u.bid_prices_before,
-            u.bid_quantities_before
-        ) as bid_removed,
-        arraySum(
-            (price, quantity) -> if(
-                price <= highest, greatest(quantity - u.ask_quantities_before[indexOf(u.ask_prices_before, price)], 0), 0
-            ),
-            u.ask_prices,
-            u.ask_quantities
-        ) as ask_added,
-        arraySum(
-            (price, quantity) -> if(price <= highest, greatest(quantity - u.ask_quantities[indexOf(u.ask_prices, price)], 0), 0),
-            u.ask_prices_before,
-            u.ask_quantities_before
-        ) as ask_removed,
-        arraySum((price, quantity) -> if(price >= lowest, quantity, 0), u.bid_prices, u.bid_quantities)
-        + arraySum((price, quantity) -> if(price >= lowest, quantity, 0), u.bid_prices_before, u.bid_quantities_before)
-        + arraySum((price, quantity) -> if(price <= highest, quantity, 0), u.ask_prices, u.ask_quantities)
-        + arraySum((price, quantity) -> if(price <= highest, quantity, 0), u.ask_prices_before, u.ask_quantities_before) as shown,
-        (bid_added + bid_removed + ask_added + ask_removed) / shown as distance,
+            (price, change) -> if(price {{ within }} u.{{ side }}_last_e8, greatest(-change, 0), 0), u.{{ side }}_changes.1, u.{{ side }}_changes.2
+        ) as {{ side }}_removed,
+        arraySum((price, size) -> if(price {{ within }} u.{{ side }}_last_e8, size, 0), u.{{ side }}_e8, u.{{ side }}_quantities)
+        + arraySum((price, size) -> if(price {{ within }} u.{{ side }}_last_e8, size, 0), u.{{ side }}_e8_before, u.{{ side }}_quantities_before)
+            as {{ side }}_size,
+        u.{{ side }}_prices_before[1] as {{ side }}_before,
+        {%- endfor %}
+        (bid_added + bid_removed + ask_added + ask_removed) / (bid_size + ask_size) as distance,
         -- how long, inside the bucket, the state before was the last one known and not too old
         if(
             u.usable_before,
@@ -133,10 +130,8 @@ updates as (
                 least(u.known_at, u.timestamp_before + toIntervalMicrosecond({{ lag_us }}))
             ),
             0
-        ) as held_us,
-        u.bid_prices_before[1] as bid_before,
-        u.ask_prices_before[1] as ask_before
-    from successive as u
+        ) as held_us
+    from compared as u
     asof join ends as e
         on u.exchange = e.exchange
         and u.market_type = e.market_type
