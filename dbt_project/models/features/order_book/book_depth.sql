@@ -23,7 +23,6 @@ with books as (
 
 sums as (
     select
-        *,
         {%- for side in sides %}
         {%- for n in [5, 10, 20] %}
         arraySlice({{ side }}_quantities, 1, {{ n }}) as {{ side }}_quantities_{{ n }},
@@ -44,8 +43,9 @@ sums as (
             arrayPopBack({{ side }}_prices_10),
             arrayPopFront({{ side }}_prices_10)
         ) as {{ side }}_gaps_e8,
-        arrayMax({{ side }}_gaps_e8) as {{ side }}_widest_gap_e8{{ ',' if not loop.last }}
+        arrayMax({{ side }}_gaps_e8) as {{ side }}_widest_gap_e8,
         {%- endfor %}
+        *
     from books
 )
 
@@ -80,7 +80,6 @@ select
     {%- endfor %}
     if(bid_levels > 0, bid_distances_bps[-1], null) as bid_reach_bps,
     if(ask_levels > 0, ask_distances_bps[-1], null) as ask_reach_bps,
-    if(levels >= 10, log(bid_pull / ask_pull), null) as book_pressure,
     {%- for side in sides %}
     if({{ side }}_levels >= 10, {{ side }}_widest_gap_e8 / 1e8 / mid * 10000, null) as {{ side }}_fault_line_bps,
     if(
@@ -96,6 +95,7 @@ select
         (ask_moment_{{ n }} * bid_sum_{{ n }} / ask_sum_{{ n }} - bid_moment_{{ n }} * ask_sum_{{ n }} / bid_sum_{{ n }})
         / (bid_sum_{{ n }} + ask_sum_{{ n }}),
         null
-    ) as microprice_{{ n }}_gap_bps{{ ',' if not loop.last }}
+    ) as microprice_{{ n }}_gap_bps,
     {%- endfor %}
+    if(levels >= 10, log(bid_pull / ask_pull), null) as book_pressure
 from sums

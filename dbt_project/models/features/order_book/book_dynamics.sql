@@ -87,7 +87,6 @@ successive as (
 -- price (in units of 1e-8, exact) -> size now less size before, of all prices that either of the two books shows
 compared as (
     select
-        *,
         is_usable and usable_before and known_at <= known_before + toIntervalMicrosecond({{ lag_us }}) as follows,
         {%- for side, nearer in {'bid': 'greatest', 'ask': 'least'}.items() %}
         {%- for when in ['', '_before'] %}
@@ -95,9 +94,38 @@ compared as (
         {%- endfor %}
         -- Both books show the prices from the best to the nearer of their two last. Behind it a level may be there and not be shown.
         {{ nearer }}({{ side }}_e8[-1], {{ side }}_e8_before[-1]) as {{ side }}_last_e8,
-        mapSubtract(({{ side }}_e8, {{ side }}_quantities), ({{ side }}_e8_before, {{ side }}_quantities_before)) as {{ side }}_changes{{ ',' if not loop.last }}
+        mapSubtract(({{ side }}_e8, {{ side }}_quantities), ({{ side }}_e8_before, {{ side }}_quantities_before))
+            as {{ side }}_changes,
         {%- endfor %}
+        *
     from successive
+),
+
+measured as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        known_at,
+        timestamp,
+        last_update_id,
+        follows,
+        usable_before,
+        known_before,
+        timestamp_before,
+        {%- for side, within in {'bid': '>=', 'ask': '<='}.items() %}
+        {{ side }}_prices_before[1] as {{ side }}_before,
+        arrayMap(price -> price {{ within }} {{ side }}_last_e8, {{ side }}_changes.1) as {{ side }}_is_shown,
+        arraySum((change, is_shown) -> if(is_shown, greatest(change, 0), 0), {{ side }}_changes.2, {{ side }}_is_shown) as {{ side }}_added,
+        arraySum((change, is_shown) -> if(is_shown, greatest(-change, 0), 0), {{ side }}_changes.2, {{ side }}_is_shown)
+            as {{ side }}_removed,
+        arraySum((price, size) -> if(price {{ within }} {{ side }}_last_e8, size, 0), {{ side }}_e8, {{ side }}_quantities)
+        + arraySum(
+            (price, size) -> if(price {{ within }} {{ side }}_last_e8, size, 0), {{ side }}_e8_before, {{ side }}_quantities_before
+        ) as {{ side }}_size,
+        {%- endfor %}
+        (bid_added + bid_removed + ask_added + ask_removed) / (bid_size + ask_size) as distance
+    from compared
 ),
 
 updates as (
@@ -108,19 +136,13 @@ updates as (
         e.bucket_id as bucket_id,
         (u.known_at, u.timestamp, u.last_update_id) as place,
         u.follows as follows,
-        {%- for side, within in {'bid': '>=', 'ask': '<='}.items() %}
-        arraySum(
-            (price, change) -> if(price {{ within }} u.{{ side }}_last_e8, greatest(change, 0), 0), u.{{ side }}_changes.1, u.{{ side }}_changes.2
-        ) as {{ side }}_added,
-        arraySum(
-            (price, change) -> if(price {{ within }} u.{{ side }}_last_e8, greatest(-change, 0), 0), u.{{ side }}_changes.1, u.{{ side }}_changes.2
-        ) as {{ side }}_removed,
-        arraySum((price, size) -> if(price {{ within }} u.{{ side }}_last_e8, size, 0), u.{{ side }}_e8, u.{{ side }}_quantities)
-        + arraySum((price, size) -> if(price {{ within }} u.{{ side }}_last_e8, size, 0), u.{{ side }}_e8_before, u.{{ side }}_quantities_before)
-            as {{ side }}_size,
-        u.{{ side }}_prices_before[1] as {{ side }}_before,
-        {%- endfor %}
-        (bid_added + bid_removed + ask_added + ask_removed) / (bid_size + ask_size) as distance,
+        u.bid_added as bid_added,
+        u.bid_removed as bid_removed,
+        u.ask_added as ask_added,
+        u.ask_removed as ask_removed,
+        u.distance as distance,
+        u.bid_before as bid_before,
+        u.ask_before as ask_before,
         -- how long, inside the bucket, the state before was the last one known and not too old
         if(
             u.usable_before,
@@ -131,7 +153,7 @@ updates as (
             ),
             0
         ) as held_us
-    from compared as u
+    from measured as u
     asof join ends as e
         on u.exchange = e.exchange
         and u.market_type = e.market_type
@@ -191,6 +213,36 @@ totals as (
         and b.bucket_id = u.bucket_id
 ),
 
+rates as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_start,
+        bucket_ts_end,
+        update_count / duration_us * 1e6 as book_refresh_rate,
+        {%- for side, taken in {'bid': 'sell_volume', 'ask': 'buy_volume'}.items() %}
+        if(is_compared, {{ side }}_added / duration_us * 1e6, null) as {{ side }}_add_rate,
+        -- what takers took from this side was not cancelled
+        if(is_compared, greatest({{ side }}_removed - {{ taken }}, 0) / duration_us * 1e6, null) as {{ side }}_cancel_rate,
+        if(is_compared, ({{ side }}_added - {{ side }}_removed) / duration_us * 1e6, null) as {{ side }}_net_rate,
+        if(
+            mid is null,
+            null,
+            arraySum((held, price) -> if(price = {{ side }}, held, 0), held_us, {{ side }}s) / duration_us
+        ) as best_{{ side }}_time_share,
+        if(
+            mid is null or empty(held_us),
+            null,
+            arraySum(held_us) / 1000
+            / (1 + arraySum((price, next_price) -> price != next_price, arrayPopBack({{ side }}s), arrayPopFront({{ side }}s)))
+        ) as best_{{ side }}_lifetime_ms,
+        {%- endfor %}
+        if(empty(distances), null, 1 - arrayAvg(distances)) as book_stability
+    from totals
+),
+
 depths as (
     select
         exchange,
@@ -205,36 +257,26 @@ depths as (
 )
 
 select
-    t.exchange as exchange,
-    t.market_type as market_type,
-    t.symbol as symbol,
-    t.bucket_id as bucket_id,
-    t.bucket_ts_start as bucket_ts_start,
-    t.bucket_ts_end as bucket_ts_end,
-    t.update_count / t.duration_us * 1e6 as book_refresh_rate,
-    {%- for side, taken in {'bid': 'sell_volume', 'ask': 'buy_volume'}.items() %}
-    if(t.is_compared, t.{{ side }}_added / t.duration_us * 1e6, null) as {{ side }}_add_rate,
-    -- what takers took from this side was not cancelled
-    if(t.is_compared, greatest(t.{{ side }}_removed - t.{{ taken }}, 0) / t.duration_us * 1e6, null) as {{ side }}_cancel_rate,
-    if(t.is_compared, (t.{{ side }}_added - t.{{ side }}_removed) / t.duration_us * 1e6, null) as {{ side }}_net_rate,
+    r.exchange as exchange,
+    r.market_type as market_type,
+    r.symbol as symbol,
+    r.bucket_id as bucket_id,
+    r.bucket_ts_start as bucket_ts_start,
+    r.bucket_ts_end as bucket_ts_end,
+    r.book_refresh_rate as book_refresh_rate,
+    {%- for side in ['bid', 'ask'] %}
+    r.{{ side }}_add_rate as {{ side }}_add_rate,
+    r.{{ side }}_cancel_rate as {{ side }}_cancel_rate,
+    r.{{ side }}_net_rate as {{ side }}_net_rate,
     d.{{ side }}_depth_velocity as {{ side }}_depth_velocity,
-    if(
-        t.mid is null,
-        null,
-        arraySum((held, price) -> if(price = t.{{ side }}, held, 0), t.held_us, t.{{ side }}s) / t.duration_us
-    ) as best_{{ side }}_time_share,
-    if(
-        empty(t.held_us),
-        null,
-        arraySum(t.held_us) / 1000
-        / (1 + arraySum((price, next_price) -> price != next_price, arrayPopBack(t.{{ side }}s), arrayPopFront(t.{{ side }}s)))
-    ) as best_{{ side }}_lifetime_ms,
+    r.best_{{ side }}_time_share as best_{{ side }}_time_share,
+    r.best_{{ side }}_lifetime_ms as best_{{ side }}_lifetime_ms,
     {%- endfor %}
-    if(empty(t.distances), null, 1 - arrayAvg(t.distances)) as book_stability
-from totals as t
+    r.book_stability as book_stability
+from rates as r
 inner join depths as d
-    on t.exchange = d.exchange
-    and t.market_type = d.market_type
-    and t.symbol = d.symbol
-    and t.bucket_id = d.bucket_id
+    on r.exchange = d.exchange
+    and r.market_type = d.market_type
+    and r.symbol = d.symbol
+    and r.bucket_id = d.bucket_id
 where d.is_new = 1

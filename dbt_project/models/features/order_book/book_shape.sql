@@ -16,29 +16,30 @@ with books as (
         length({{ side }}_quantities) as {{ side }}_levels,
         arrayCumSum({{ side }}_quantities) as {{ side }}_depths,
         {{ side }}_depths[-1] as {{ side }}_total,
-        arraySum((quantity, bps) -> quantity * bps, {{ side }}_quantities, {{ side }}_distances_bps) as {{ side }}_moment{{ ',' if not loop.last }}
+        arraySum((quantity, bps) -> quantity * bps, {{ side }}_quantities, {{ side }}_distances_bps)
+            as {{ side }}_moment,
         {%- endfor %}
+        mid
     from {{ new_buckets(ref('closing_book')) }}
 ),
 
 -- distance (x) and its square (z), both less their means
 centred as (
     select
-        *,
         {%- for side in sides %}
         arrayAvg({{ side }}_distances_bps) as {{ side }}_mean_bps,
         arrayMap(bps -> bps - {{ side }}_mean_bps, {{ side }}_distances_bps) as {{ side }}_x,
         arrayAvg(x -> x * x, {{ side }}_x) as {{ side }}_mean_square,
         arrayMap(x -> x * x - {{ side }}_mean_square, {{ side }}_x) as {{ side }}_z,
         arrayAvg({{ side }}_depths) as {{ side }}_mean_depth,
-        arrayMap(depth -> depth - {{ side }}_mean_depth, {{ side }}_depths) as {{ side }}_y{{ ',' if not loop.last }}
+        arrayMap(depth -> depth - {{ side }}_mean_depth, {{ side }}_depths) as {{ side }}_y,
         {%- endfor %}
+        *
     from books
 ),
 
 products as (
     select
-        *,
         {%- for side in sides %}
         arraySum(x -> x * x, {{ side }}_x) as {{ side }}_xx,
         arraySum((x, z) -> x * z, {{ side }}_x, {{ side }}_z) as {{ side }}_xz,
@@ -52,8 +53,9 @@ products as (
             arrayPopFront({{ side }}_distances_bps),
             arrayPopBack({{ side }}_depths),
             arrayPopFront({{ side }}_depths)
-        ) as {{ side }}_area{{ ',' if not loop.last }}
+        ) as {{ side }}_area,
         {%- endfor %}
+        *
     from centred
 )
 
@@ -87,7 +89,8 @@ select
     ) as {{ side }}_tail_width_bps,
     if(
         {{ side }}_levels >= 5,
-        -arraySum(quantity -> quantity / {{ side }}_total * log(quantity / {{ side }}_total), {{ side }}_quantities) / log({{ side }}_levels),
+        -arraySum(quantity -> quantity / {{ side }}_total * log(quantity / {{ side }}_total), {{ side }}_quantities)
+        / log({{ side }}_levels),
         null
     ) as {{ side }}_size_entropy,
     if({{ side }}_levels >= 5, {{ side }}_moment / {{ side }}_total, null) as {{ side }}_gravity_bps,

@@ -32,9 +32,9 @@ levels as (
                 exchange,
                 market_type,
                 symbol,
-                assumeNotNull(state_known_at),
-                assumeNotNull(state_timestamp),
-                assumeNotNull(state_update_id)
+                assumeNotNull(state_known_at) as known_at,
+                assumeNotNull(state_timestamp) as timestamp,
+                assumeNotNull(state_update_id) as last_update_id
             from at_close
             where state_mid is not null
         )

@@ -2,7 +2,7 @@
 {%- set actions = {'buy': 'ask', 'sell': 'bid'} %}
 
 -- What it costs to take from the book at the bucket's end, and how that grows with size.
-with books as (
+with closing as (
     select
         b.exchange as exchange,
         b.market_type as market_type,
@@ -11,16 +11,11 @@ with books as (
         b.bucket_ts_start as bucket_ts_start,
         b.bucket_ts_end as bucket_ts_end,
         b.mid as mid,
-        {%- for action, side in actions.items() %}
-        b.{{ side }}_prices as {{ action }}_prices,
-        -- a contract of an inverse instrument is worth the same at any price
-        arrayMap(
-            (price, quantity) -> toFloat64(ifNull(i.contract_value, 1)) * quantity * if(b.market_type = 'inverse', 1, price),
-            b.{{ side }}_prices,
-            b.{{ side }}_quantities
-        ) as {{ action }}_notionals,
-        arrayCumSum({{ action }}_notionals) as {{ action }}_sizes{{ ',' if not loop.last }}
-        {%- endfor %}
+        b.bid_prices as bid_prices,
+        b.bid_quantities as bid_quantities,
+        b.ask_prices as ask_prices,
+        b.ask_quantities as ask_quantities,
+        toFloat64(ifNull(i.contract_value, 1)) as contract_value
     from {{ new_buckets(ref('closing_book')) }} as b
     left join {{ ref('instruments') }} as i
         on b.exchange = i.exchange
@@ -28,10 +23,25 @@ with books as (
         and b.symbol = i.symbol
 ),
 
+books as (
+    select
+        -- a contract of an inverse instrument is worth the same at any price
+        {%- for action, side in actions.items() %}
+        {{ side }}_prices as {{ action }}_prices,
+        arrayMap(
+            (price, quantity) -> contract_value * quantity * if(market_type = 'inverse', 1, price),
+            {{ side }}_prices,
+            {{ side }}_quantities
+        ) as {{ action }}_notionals,
+        arrayCumSum({{ action }}_notionals) as {{ action }}_sizes,
+        {%- endfor %}
+        *
+    from closing
+),
+
 -- cost against size, at every level: taking all levels up to it
 curves as (
     select
-        *,
         {%- for action in actions %}
         arrayMap(
             (size, coins) -> abs(size / coins - assumeNotNull(mid)) / assumeNotNull(mid) * 10000,
@@ -39,14 +49,14 @@ curves as (
             arrayCumSum((notional, price) -> notional / price, {{ action }}_notionals, {{ action }}_prices)
         ) as {{ action }}_costs,
         arrayMap(size -> size / 1e6, {{ action }}_sizes) as {{ action }}_linear_sizes,
-        arrayMap(size -> sqrt(size / 1e6), {{ action }}_sizes) as {{ action }}_sqrt_sizes{{ ',' if not loop.last }}
+        arrayMap(size -> sqrt(size / 1e6), {{ action }}_sizes) as {{ action }}_sqrt_sizes,
         {%- endfor %}
+        *
     from books
 ),
 
 centred as (
     select
-        *,
         {%- for action in actions %}
         arrayAvg({{ action }}_costs) as {{ action }}_mean_cost,
         arrayMap(cost -> cost - {{ action }}_mean_cost, {{ action }}_costs) as {{ action }}_y,
@@ -55,10 +65,42 @@ centred as (
         arrayAvg({{ action }}_{{ form }}_sizes) as {{ action }}_{{ form }}_mean,
         arrayMap(size -> size - {{ action }}_{{ form }}_mean, {{ action }}_{{ form }}_sizes) as {{ action }}_{{ form }}_x,
         arraySum(x -> x * x, {{ action }}_{{ form }}_x) as {{ action }}_{{ form }}_xx,
-        arraySum((x, y) -> x * y, {{ action }}_{{ form }}_x, {{ action }}_y) as {{ action }}_{{ form }}_xy{{ ',' if not loop.last }}
-        {%- endfor %}{{ ',' if not loop.last }}
+        arraySum((x, y) -> x * y, {{ action }}_{{ form }}_x, {{ action }}_y) as {{ action }}_{{ form }}_xy,
         {%- endfor %}
+        {%- endfor %}
+        *
     from curves
+),
+
+costs as (
+    select
+        {%- for action, sign in {'buy': 1, 'sell': -1}.items() %}
+        {%- for name, size in {'10k': 1e4, '100k': 1e5, '1m': 1e6}.items() %}
+        -- mean price paid: quote spent over coins got, from each level what is still wanted
+        if(
+            {{ action }}_sizes[-1] >= {{ size }} * (1 - 1e-12),
+            {{ sign }} * ({{ size }} / arraySum(
+                (notional, size, price) -> greatest(least(notional, {{ size }} - (size - notional)), 0) / price,
+                {{ action }}_notionals,
+                {{ action }}_sizes,
+                {{ action }}_prices
+            ) - mid) / mid * 10000,
+            null
+        ) as {{ action }}_cost_{{ name }}_bps,
+        {%- endfor %}
+        {%- for form in ['linear', 'sqrt'] %}
+        if(
+            length({{ action }}_costs) >= 5, {{ action }}_{{ form }}_xy / {{ action }}_{{ form }}_xx, null
+        ) as {{ action }}_impact_{{ form }},
+        if(
+            length({{ action }}_costs) >= 5 and {{ action }}_yy > 0,
+            pow({{ action }}_{{ form }}_xy, 2) / {{ action }}_{{ form }}_xx / {{ action }}_yy,
+            null
+        ) as {{ action }}_impact_{{ form }}_r2,
+        {%- endfor %}
+        {%- endfor %}
+        *
+    from centred
 )
 
 select
@@ -68,29 +110,18 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    {%- for action, sign in {'buy': 1, 'sell': -1}.items() %}
-    {%- for name, size in {'10k': 1e4, '100k': 1e5, '1m': 1e6}.items() %}
-    -- mean price paid: quote spent over coins got, from each level what is still wanted
-    if(
-        {{ action }}_sizes[-1] >= {{ size }} * (1 - 1e-12),
-        {{ sign }} * ({{ size }} / arraySum(
-            (notional, size, price) -> greatest(least(notional, {{ size }} - (size - notional)), 0) / price,
-            {{ action }}_notionals,
-            {{ action }}_sizes,
-            {{ action }}_prices
-        ) - mid) / mid * 10000,
-        null
-    ) as {{ action }}_cost_{{ name }}_bps,
-    {%- endfor %}
-    {%- endfor %}
-    {%- for action in actions %}
-    {%- for form in ['linear', 'sqrt'] %}
-    if(length({{ action }}_costs) >= 5, {{ action }}_{{ form }}_xy / {{ action }}_{{ form }}_xx, null) as {{ action }}_impact_{{ form }},
-    if(
-        length({{ action }}_costs) >= 5 and {{ action }}_yy > 0,
-        pow({{ action }}_{{ form }}_xy, 2) / {{ action }}_{{ form }}_xx / {{ action }}_yy,
-        null
-    ) as {{ action }}_impact_{{ form }}_r2{{ ',' if not loop.last }}
-    {%- endfor %}{{ ',' if not loop.last }}
-    {%- endfor %}
-from centred
+    buy_cost_10k_bps,
+    buy_cost_100k_bps,
+    buy_cost_1m_bps,
+    sell_cost_10k_bps,
+    sell_cost_100k_bps,
+    sell_cost_1m_bps,
+    buy_impact_linear,
+    buy_impact_linear_r2,
+    buy_impact_sqrt,
+    buy_impact_sqrt_r2,
+    sell_impact_linear,
+    sell_impact_linear_r2,
+    sell_impact_sqrt,
+    sell_impact_sqrt_r2
+from costs
