@@ -22,16 +22,17 @@ from tests.support import Instrument, dbt, execute, insert_trades, insert_waterm
 START = 1_767_571_200 * SECOND_US  # 2026-01-05 00:00:00 UTC
 CONFIG = Config(mode="volume", t_max_us=5 * SECOND_US, q_bucket_e8=5 * 10**8)
 E8 = 10**8
-TICK = E8 // 100
+TICK = E8 // 10
+MID = 1200 * E8  # where a tick's multiples are no floats, and 5 bps are six ticks
 MODELS = ("book_depth", "book_shape", "impact_cost", "book_dynamics")
 SELECT = " ".join(f"+{m}" for m in MODELS)
 # trades, contract value (seeds/instruments.csv; 1 where it is not listed), levels a side, size of a level in units, has a book
 CASES: dict[Instrument, tuple[int, Fraction, int, int, bool]] = {
-    ("alpha", "spot", "AAAUSDT"): (500, Fraction(1), 20, 10, True),
-    ("okx", "linear", "BTC-USDT-SWAP"): (300, Fraction(1, 100), 24, 9000, True),
+    ("alpha", "spot", "AAAUSDT"): (400, Fraction(1), 20, 1, True),
+    ("okx", "linear", "BTC-USDT-SWAP"): (300, Fraction(1, 100), 24, 900, True),
     ("binance", "inverse", "BTCUSD_PERP"): (300, Fraction(100), 20, 70, True),
     ("gamma", "spot", "O'K/USD"): (200, Fraction(1), 12, 1000, True),
-    ("gamma", "spot", "ONE"): (150, Fraction(1), 1, 10, True),
+    ("gamma", "spot", "ONE"): (150, Fraction(1), 1, 1, True),
     ("beta", "spot", "AAAUSDT"): (100, Fraction(1), 20, 10, False),
     ("beta", "spot", "BBBUSDT"): (1, Fraction(1), 20, 10, True),
 }
@@ -59,17 +60,24 @@ def _side(
             sizes[price] = r.choice([unit * E8, r.randrange(1, 2 * unit * 100) * E8 // 100])
         levels.append((price, sizes[price]))
         # where a level is missing depends on the price: the same in the next book
-        price += sign * TICK * (3 if price // TICK % 5 == 0 else 1)
+        price += sign * TICK * (3 if price // TICK % 4 == 0 else 1)
     return tuple(levels)
 
 
 def _books(r: random.Random, traded: list[int], levels: int, unit: int) -> Iterator[Book]:
     """Evolving books, few where nothing trades: ties, late and stale-on-arrival ones, silences; one-sided, empty and short ones, zero
     quantities, and levels that say something else than the best prices. traded: times of the trades."""
-    t, u, mid = traded[0] - 3 * SECOND_US, 0, 100 * E8
+    t, u, mid = traded[0] - 3 * SECOND_US, 0, MID
     sizes: tuple[dict[int, int], dict[int, int]] = ({}, {})
     while t < traded[-1] + 20 * SECOND_US:
-        t += r.choice([0, 1000, r.randrange(1, 1_000_000), *([25 * SECOND_US] if r.random() < 0.01 else [])])
+        t += r.choice(
+            [
+                0,
+                1000,
+                r.randrange(1, 1_000_000),
+                *([r.randrange(9, 16) * SECOND_US] if r.random() < 0.08 else []),
+            ]
+        )
         following = traded[min(bisect.bisect_left(traded, t), len(traded) - 1)]
         if following - t > 60 * SECOND_US:
             t = following - 14 * SECOND_US
@@ -79,8 +87,8 @@ def _books(r: random.Random, traded: list[int], levels: int, unit: int) -> Itera
         bids = _side(r, mid - r.choice([0, 0, 1]) * TICK, n, unit, sizes[0], sign=-1)
         asks = _side(r, mid + r.choice([1, 1, 2, 4]) * TICK, r.choice([n] * 9 + [0]), unit, sizes[1], sign=1)
         if r.random() < 0.1:
-            # all equal: quantiles fall on a level's border
-            bids = tuple((price, unit * E8) for price, _ in bids)
+            # all equal: quantiles fall on a level's border, sums of floats beside it
+            bids = tuple((price, unit * E8 * 7 // 100) for price, _ in bids)
         best_bid, best_ask = (side[0] if side else (0, 0) for side in (bids, asks))
         odd = r.random()
         if odd < 0.02 and len(bids) > 2:
