@@ -232,7 +232,7 @@ def dynamics(
             _flow(sides[i - 1], sides[i])
             for i in own
             if i > 0 and books[i].known_at - books[i - 1].known_at <= lag_us
-        ]  # type: ignore[arg-type]
+        ]
         pairs = [f for f in flows if f is not None]
         if pairs:
             row["book_stability"] = 1 - math.fsum(float(p["distance"]) for p in pairs) / len(pairs)
