@@ -239,6 +239,7 @@ ASOF_ALLOWED: Final = {
     "macros/time/as_of.sql": "the one place",
     "dbt_project/models/features/order_book/top_of_book.sql": "which bucket an update falls into: an update "
     "looks for the first bucket that had not ended before it; leakage_book_updates.sql counts after it",
+    "dbt_project/models/features/order_book/book_dynamics.sql": "which bucket an update falls into, as in top_of_book.sql",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(
