@@ -240,6 +240,7 @@ ASOF_ALLOWED: Final = {
     "dbt_project/models/features/order_book/top_of_book.sql": "which bucket an update falls into: an update "
     "looks for the first bucket that had not ended before it; leakage_book_updates.sql counts after it",
     "dbt_project/models/features/tape/book_steps.sql": "the same question, of the states on the 100 ms grid",
+    "dbt_project/models/features/order_book/book_dynamics.sql": "which bucket an update falls into, as in top_of_book.sql",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(
