@@ -46,9 +46,9 @@ running as (
         t.traded as traded,
         t.bought as bought,
         {%- if appends %}
-        if(p.last.1 = t.anchor_ts, p.last.2, toInt128(0)) as traded_at_start,
-        if(p.last.1 = t.anchor_ts, p.last.3, toInt128(0)) as bought_at_start,
-        if(p.last.1 = t.anchor_ts, p.last.4, toInt128(0)) as in_bars_at_start,
+        if(p.last.1 = t.anchor_ts, assumeNotNull(p.last.2), toInt128(0)) as traded_at_start,
+        if(p.last.1 = t.anchor_ts, assumeNotNull(p.last.3), toInt128(0)) as bought_at_start,
+        if(p.last.1 = t.anchor_ts, assumeNotNull(p.last.4), toInt128(0)) as in_bars_at_start,
         {%- else %}
         toInt128(0) as traded_at_start,
         toInt128(0) as bought_at_start,
