@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from python_udfs.functions.registry import Floats, udf
 
@@ -84,7 +83,9 @@ def mp_pin(buys: Floats, sells: Floats) -> dict[str, float]:
 
     if buys.shape != sells.shape:
         raise ValueError(f"{buys.size} intervals of buys, {sells.size} of sells")
-    if not (np.isfinite(buys).all() and np.isfinite(sells).all() and (buys >= 0).all() and (sells >= 0).all()):
+    if not (
+        np.isfinite(buys).all() and np.isfinite(sells).all() and (buys >= 0).all() and (sells >= 0).all()
+    ):
         raise ValueError("counts are finite and not negative")
     mean_b, mean_s = (float(np.mean(x)) if x.size else 0.0 for x in (buys, sells))
     if buys.size < MIN_INTERVALS or min(mean_b, mean_s) == 0:
@@ -98,7 +99,9 @@ def mp_pin(buys: Floats, sells: Floats) -> dict[str, float]:
             mu = (mean_b - eps_b) / (alpha * 0.5)
             eps_s = max(mean_s - alpha * 0.5 * mu, 0.1 * mean_s)
             start = np.array([math.log(alpha / (1 - alpha)), 0.0, *np.log([mu, eps_b, eps_s])])
-            bounds = [(-12.0, 12.0)] * 2 + [(math.log(m) - 14, math.log(m) + 6) for m in (mean_b, mean_b, mean_s)]
+            bounds = [(-12.0, 12.0)] * 2 + [
+                (math.log(m) - 14, math.log(m) + 6) for m in (mean_b, mean_b, mean_s)
+            ]
             found = minimize(
                 _pin_loss,
                 start,
