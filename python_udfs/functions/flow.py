@@ -189,7 +189,7 @@ def mp_hawkes(times: Floats) -> dict[str, float]:
         raise ValueError("times are finite and strictly increasing")
     span = float(times[-1] - times[0])
     grid = np.geomspace(10 / span, 1000 * (times.size - 1) / span, 25)
-    best = int(np.argmax(_profile(times, grid, steps=20)[1]))
+    best = int(np.argmax(_profile(times, grid, steps=14)[1]))
     finer = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)], 17)
     ratios, log_likelihoods = _profile(times, finer, steps=40)
     best = int(np.argmax(log_likelihoods))

@@ -102,12 +102,13 @@ def _books(r: random.Random, trades: list[Trade]) -> list[BookRow]:
     times = {t.timestamp for t in trades if r.random() < 0.2}
     t, last = trades[0].timestamp - 3 * SECOND_US, trades[-1].timestamp
     while t < last + 20 * SECOND_US:
-        t += r.choice([1000, r.randrange(1, 1_500_000), *([25 * SECOND_US] if r.random() < 0.01 else [])])
+        t += r.choice([1000, r.randrange(1, 1_500_000)])
         times.add(t)
     out: list[BookRow] = []
     ordered = sorted(trades, key=lambda x: x.timestamp)
     at = 0
-    for u, t in enumerate(sorted(times), 1):
+    # 20 s of every 140 s are silent: trades in them meet a book that is too old
+    for u, t in enumerate(sorted(t for t in times if t // (20 * SECOND_US) % 7 != 3), 1):
         while at + 1 < len(ordered) and ordered[at + 1].timestamp <= t:
             at += 1
         bid = ordered[at].price_e8 - r.choice([0, 1, 1, 2]) * E8 // 100
@@ -216,7 +217,7 @@ def test_equal_to_the_oracle(built: Built, instrument: Instrument) -> None:
             np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=f"{name}: NULL or not")
             # slopes of changes of the mid by a tick or two lose digits to cancellation, as in test_features
             tolerance = 1e-6 if "lambda" in name else 1e-9
-            # 1e-12: effective, realized and impact are differences of prices that nearly cancel
+            # spreads in bps are differences of prices that nearly cancel: 1e-11 is the rounding of a price
             np.testing.assert_allclose(got, want, rtol=tolerance, atol=1e-11, err_msg=name)
             seen.add(name)
     assert seen == set(expected)
@@ -236,6 +237,11 @@ def test_the_cases_reach_the_edges(built: Built) -> None:
     )
     assert all(row.values()), row
     [row] = query(
+        "select countIf(arrayExists(bid -> bid is null, tape_bid) and arrayExists(bid -> bid is not null, tape_bid)) as mixed "
+        "from tape_quotes"
+    )
+    assert row["mixed"] > 5
+    [row] = query(
         """
         select countIf(closed_bars = 0) as none, countIf(closed_bars > 1) as several, countIf(closed_bars > 50) as many
         from vpin_bars
@@ -254,7 +260,7 @@ def test_the_cases_reach_the_edges(built: Built) -> None:
     [row] = query(
         "select count() as days, countIf(pin is null) as short, countIf(udf_error is not null) as wrong from pin_daily"
     )
-    assert row["days"] >= 7
+    assert row["days"] >= 6
     assert row["short"] > 0
     assert row["wrong"] == 0
     [row] = query(
