@@ -50,6 +50,20 @@ gains as (
         {%- endfor %}
     from reached
     group by exchange, market_type, symbol, bucket_id
+),
+
+means as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        {%- for h in horizons %}
+        arraySum(gains_{{ h }}s.4) / nullIf(arraySum(gains_{{ h }}s.3), 0) as markout_{{ h }}s,
+        arraySum(buys_{{ h }}s.4) / nullIf(arraySum(buys_{{ h }}s.3), 0) as buy_markout_{{ h }}s,
+        arraySum(sells_{{ h }}s.4) / nullIf(arraySum(sells_{{ h }}s.3), 0) as sell_markout_{{ h }}s{%- if not loop.last %},{% endif %}
+        {%- endfor %}
+    from gains
 )
 
 select
@@ -60,22 +74,17 @@ select
     u.bucket_ts_start as bucket_ts_start,
     u.bucket_ts_end as bucket_ts_end,
     {%- for h in horizons %}
-    u.bucket_ts_end + toIntervalSecond({{ h }}) as label_known_at_markout_{{ h }}s,
-    {%- for of, name in {'gains': 'markout', 'buys': 'buy_markout', 'sells': 'sell_markout'}.items() %}
-    if(
-        label_known_at_markout_{{ h }}s <= b.complete_to,
-        arraySum(g.{{ of }}_{{ h }}s.4) / nullIf(arraySum(g.{{ of }}_{{ h }}s.3), 0),
-        null
-    ) as label_ret_{{ name }}_{{ h }}s{%- if not loop.last %},{% endif %}
-    {%- endfor %}
-    {%- if not loop.last %},{% endif %}
+    if(label_known_at_markout_{{ h }}s <= b.complete_to, m.markout_{{ h }}s, null) as label_ret_markout_{{ h }}s,
+    if(label_known_at_markout_{{ h }}s <= b.complete_to, m.buy_markout_{{ h }}s, null) as label_ret_buy_markout_{{ h }}s,
+    if(label_known_at_markout_{{ h }}s <= b.complete_to, m.sell_markout_{{ h }}s, null) as label_ret_sell_markout_{{ h }}s,
+    u.bucket_ts_end + toIntervalSecond({{ h }}) as label_known_at_markout_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}
 from {{ ref('unified_buckets') }} as u
-inner join gains as g
-    on u.exchange = g.exchange
-    and u.market_type = g.market_type
-    and u.symbol = g.symbol
-    and u.bucket_id = g.bucket_id
+inner join means as m
+    on u.exchange = m.exchange
+    and u.market_type = m.market_type
+    and u.symbol = m.symbol
+    and u.bucket_id = m.bucket_id
 left join books as b
     on u.exchange = b.exchange
     and u.market_type = b.market_type

@@ -2,7 +2,7 @@
 {%- set n = var('rolling_buckets') %}
 
 -- How far the mid moves for the square root of what trades.
-with moves as (
+with joined as (
     select
         m.exchange as exchange,
         m.market_type as market_type,
@@ -11,15 +11,12 @@ with moves as (
         m.bucket_ts_start as bucket_ts_start,
         m.bucket_ts_end as bucket_ts_end,
         m.is_new as is_new,
-        sign(m.signed_volume) * sqrt(abs(m.signed_volume)) as root_volume,
-        toFloat64(ifNull(i.contract_value, 1)) as contract_value,
-        arraySum(
-            (price, quantity, is_buy) -> if(is_buy, 1, -1)
-                * sqrt(contract_value * toFloat64(quantity) * if(m.market_type = 'inverse', 1, toFloat64(price))),
-            t.tape_price, t.tape_quantity, t.tape_is_buy
-        ) as root_notional,
-        m.mid_close - {{ before('mid_close', 1) }} as mid_change,
-        log(m.mid_close / {{ before('mid_close', 1) }}) as mid_return
+        m.signed_volume as signed_volume,
+        m.mid_close as mid_close,
+        t.tape_price as tape_price,
+        t.tape_quantity as tape_quantity,
+        t.tape_is_buy as tape_is_buy,
+        toFloat64(ifNull(i.contract_value, 1)) as contract_value
     from {{ new_buckets(ref('bucket_moves'), context=n) }} as m
     inner join {{ ref('bucket_tapes') }} as t
         on m.exchange = t.exchange
@@ -32,9 +29,23 @@ with moves as (
         and m.symbol = i.symbol
 ),
 
+moves as (
+    select
+        * except (tape_price, tape_quantity, tape_is_buy),
+        sign(signed_volume) * sqrt(abs(signed_volume)) as root_volume,
+        arrayMap(
+            (price, quantity) -> contract_value * toFloat64(quantity) * if(market_type = 'inverse', 1, toFloat64(price)),
+            tape_price, tape_quantity
+        ) as notionals,
+        arraySum((notional, is_buy) -> if(is_buy, 1, -1) * sqrt(notional), notionals, tape_is_buy) as root_notional,
+        mid_close - {{ before('mid_close', 1) }} as mid_change,
+        log(mid_close / {{ before('mid_close', 1) }}) as mid_return
+    from joined
+),
+
 regressions as (
     select
-        *,
+        * except (notionals),
         count(mid_change) over {{ past(n) }} as points,
         covarPopStableIf(root_volume, assumeNotNull(mid_change), mid_change is not null) over {{ past(n) }} as volume_covariance,
         varPopStableIf(root_volume, mid_change is not null) over {{ past(n) }} as volume_variance,

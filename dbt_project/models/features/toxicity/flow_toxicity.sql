@@ -12,8 +12,8 @@ with windows as (
         bucket_ts_end,
         is_new,
         -- in no order, which a sum of whole numbers does not need
-        groupArrayLastArray({{ n }})(imbalances) over {{ past(4 * n) }} as last_imbalances,
-        groupArrayLastArray({{ n }})(arrayWithConstant(length(imbalances), bar_volume)) over {{ past(4 * n) }} as last_volumes
+        groupArrayLastArray({{ n }})(imbalances) over {{ past(4 * n) }} as last_imbalances, -- noqa: LT01
+        groupArrayLastArray({{ n }})(arrayWithConstant(length(imbalances), bar_volume)) over {{ past(4 * n) }} as last_volumes -- noqa: LT01
     from {{ new_buckets(ref('vpin_bars'), context=4 * n) }}
 ),
 

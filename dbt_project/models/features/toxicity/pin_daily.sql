@@ -1,7 +1,7 @@
 {{ config(**bucket_grain(order_by='(exchange, market_type, symbol, day_start)', day='day_start')) }}
 {%- set appends = is_incremental() and not is_ranged() %}
 
--- The probability of informed trading of each closed day, from its buy and sell counts in intervals of {{ var('pin_interval_minutes') }} minutes.
+-- The probability of informed trading of each closed day, from its counts of buys and sells in short intervals.
 with
 {% if appends %}
 published as (
@@ -114,11 +114,11 @@ select
     -- a bucket that ends after midnight started after it, so the day's row is there before it
     timestamp + toIntervalMicrosecond(1) as known_at,
     toUInt32(length(counts)) as interval_count,
-    fit.pin as pin,
-    fit.alpha as alpha,
-    fit.delta as delta,
-    fit.mu as mu,
-    fit.epsilon_buy as epsilon_buy,
-    fit.epsilon_sell as epsilon_sell,
-    fit.error as udf_error
+    tupleElement(fit, 'pin') as pin,
+    tupleElement(fit, 'alpha') as alpha,
+    tupleElement(fit, 'delta') as delta,
+    tupleElement(fit, 'mu') as mu,
+    tupleElement(fit, 'epsilon_buy') as epsilon_buy,
+    tupleElement(fit, 'epsilon_sell') as epsilon_sell,
+    tupleElement(fit, 'error') as udf_error
 from fits

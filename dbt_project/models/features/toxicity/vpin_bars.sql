@@ -11,7 +11,7 @@ published as (
         exchange,
         market_type,
         symbol,
-        argMax((anchor_ts, traded_in_anchor, bought_in_anchor, bought_in_bars), bucket_id) as last
+        argMax((anchor_ts, traded_in_anchor, bought_in_anchor, bought_in_bars), bucket_id) as last_bucket
     from {{ this }}
     group by exchange, market_type, symbol
 ),
@@ -45,15 +45,15 @@ running as (
         t.bar_volume as bar_volume,
         t.traded as traded,
         t.bought as bought,
-        {%- if appends %}
-        if(p.last.1 = t.anchor_ts, assumeNotNull(p.last.2), toInt128(0)) as traded_at_start,
-        if(p.last.1 = t.anchor_ts, assumeNotNull(p.last.3), toInt128(0)) as bought_at_start,
-        if(p.last.1 = t.anchor_ts, assumeNotNull(p.last.4), toInt128(0)) as in_bars_at_start,
-        {%- else %}
+        {% if appends %}
+        if(p.last_bucket.1 = t.anchor_ts, assumeNotNull(p.last_bucket.2), toInt128(0)) as traded_at_start,
+        if(p.last_bucket.1 = t.anchor_ts, assumeNotNull(p.last_bucket.3), toInt128(0)) as bought_at_start,
+        if(p.last_bucket.1 = t.anchor_ts, assumeNotNull(p.last_bucket.4), toInt128(0)) as in_bars_at_start,
+        {% else %}
         toInt128(0) as traded_at_start,
         toInt128(0) as bought_at_start,
         toInt128(0) as in_bars_at_start,
-        {%- endif %}
+        {% endif %}
         traded_at_start + sum(arraySum(t.traded)) over earlier as traded_before,
         bought_at_start + sum(arraySum(t.bought)) over earlier as bought_before,
         traded_before + arraySum(t.traded) as traded_in_anchor,
@@ -61,12 +61,12 @@ running as (
         intDiv(traded_in_anchor, t.bar_volume) as last_bar,
         last_bar - intDiv(traded_before, t.bar_volume) as closed_bars
     from tapes as t
-    {%- if appends %}
+    {% if appends %}
     left join published as p
         on t.exchange = p.exchange
         and t.market_type = p.market_type
         and t.symbol = p.symbol
-    {%- endif %}
+    {% endif %}
     window earlier as (
         partition by exchange, market_type, symbol, anchor_ts
         order by bucket_id

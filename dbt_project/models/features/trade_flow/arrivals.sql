@@ -2,7 +2,8 @@
 {%- set n = var('rolling_buckets') %}
 {%- set bins = {'100ms': 100000, '1s': 1000000} %}
 
--- How often trades come, and how much they come in bursts.
+-- How often trades come, and how much they come in bursts: in whole bins from the bucket's start. The trade that started it would make
+-- the first bin a full one by construction.
 with tapes as (
     select
         exchange,
@@ -12,15 +13,14 @@ with tapes as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        trade_count,
         {%- for name, width in bins.items() %}
-        -- whole bins from the bucket's start; the trade that started it would make the first bin a full one by construction
         intDiv(dateDiff('microsecond', bucket_ts_start, bucket_ts_end), {{ width }}) as bins_{{ name }},
         arrayFilter(
             bin -> bin < bins_{{ name }},
             arrayMap(t -> intDiv(t - toUnixTimestamp64Micro(bucket_ts_start), {{ width }}), arrayPopFront(tape_us))
-        ) as binned_{{ name }}{%- if not loop.last %},{% endif %}
+        ) as binned_{{ name }},
         {%- endfor %}
+        trade_count
     from {{ new_buckets(ref('bucket_tapes'), context=n) }}
 ),
 
@@ -33,15 +33,15 @@ windows as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        count() over {{ past(n) }} as points,
-        sum(trade_count) over {{ past(n) }} as trades,
-        dateDiff('microsecond', min(bucket_ts_start) over {{ past(n) }}, bucket_ts_end) / 1e6 as seconds,
         {%- for name in bins %}
         sum(bins_{{ name }}) over {{ past(n) }} as all_bins_{{ name }},
         sum(length(binned_{{ name }})) over {{ past(n) }} as counts_{{ name }},
         -- the k-th trade of a bin adds 2k - 1 to the square of its count
-        sum(arraySum(k -> 2 * k - 1, arrayEnumerateUniq(binned_{{ name }}))) over {{ past(n) }} as squares_{{ name }}{%- if not loop.last %},{% endif %}
+        sum(arraySum(k -> 2 * k - 1, arrayEnumerateUniq(binned_{{ name }}))) over {{ past(n) }} as squares_{{ name }},
         {%- endfor %}
+        count() over {{ past(n) }} as points,
+        sum(trade_count) over {{ past(n) }} as trades,
+        dateDiff('microsecond', min(bucket_ts_start) over {{ past(n) }}, bucket_ts_end) / 1e6 as seconds
     from tapes
 ),
 
@@ -53,14 +53,14 @@ features as (
         bucket_id,
         bucket_ts_start,
         bucket_ts_end,
-        if(points >= 10, trades / nullIf(seconds, 0), null) as trade_intensity,
         {%- for name in bins %}
         if(
             all_bins_{{ name }} >= 50 and counts_{{ name }} > 0,
             squares_{{ name }} / counts_{{ name }} - counts_{{ name }} / all_bins_{{ name }},
             null
-        ) as fano_{{ name }}{%- if not loop.last %},{% endif %}
+        ) as fano_{{ name }},
         {%- endfor %}
+        if(points >= 10, trades / nullIf(seconds, 0), null) as trade_intensity
     from windows
     where is_new = 1
 ),

@@ -13,7 +13,7 @@ with windows as (
         is_new,
         toStartOfMinute(bucket_ts_end) as minute,
         {{ before('toStartOfMinute(bucket_ts_end)', 1) }} as minute_before,
-        groupArrayLastArray({{ var('hawkes_trades') }})(tape_us) over {{ past(n) }} as trade_times
+        groupArrayLastArray({{ var('hawkes_trades') }})(tape_us) over {{ past(n) }} as trade_times -- noqa: LT01
     from {{ new_buckets(ref('bucket_tapes'), context=n) }}
 ),
 
@@ -49,8 +49,8 @@ select
     bucket_ts_start,
     bucket_ts_end,
     arrival_count,
-    fit.branching_ratio as branching_ratio,
-    fit.baseline as baseline,
-    fit.decay as decay,
-    fit.error as udf_error
+    tupleElement(fit, 'branching_ratio') as branching_ratio,
+    tupleElement(fit, 'baseline') as baseline,
+    tupleElement(fit, 'decay') as decay,
+    tupleElement(fit, 'error') as udf_error
 from fits

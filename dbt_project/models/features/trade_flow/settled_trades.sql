@@ -29,6 +29,18 @@ ends as (
     group by exchange, market_type, symbol, bucket_ts_end
 ),
 
+progress as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        max(bucket_id) as last_bucket_id,
+        maxIf(bucket_ts_end, is_new = 0) as settled_to
+    from positions
+    group by exchange, market_type, symbol
+    having max(is_new) = 1
+),
+
 -- Each instrument's trades that were not settled, for the longest horizon, when the bucket before the first new one ended.
 unsettled as (
     select
@@ -39,22 +51,25 @@ unsettled as (
         t.tape_us as tape_us,
         t.tape_price as tape_price,
         t.tape_quantity as tape_quantity,
-        t.tape_is_buy as tape_is_buy
+        t.tape_is_buy as tape_is_buy,
+        q.tape_bid as tape_bid,
+        q.tape_ask as tape_ask,
+        p.bucket_position as own_position
     from {{ ref('bucket_tapes') }} as t
-    inner join (
-        select
-            exchange,
-            market_type,
-            symbol,
-            max(bucket_id) as last_bucket_id,
-            maxIf(bucket_ts_end, is_new = 0) as settled_to
-        from positions
-        group by exchange, market_type, symbol
-        having max(is_new) = 1
-    ) as s
+    inner join progress as s
         on t.exchange = s.exchange
         and t.market_type = s.market_type
         and t.symbol = s.symbol
+    inner join {{ ref('tape_quotes') }} as q
+        on t.exchange = q.exchange
+        and t.market_type = q.market_type
+        and t.symbol = q.symbol
+        and t.bucket_id = q.bucket_id
+    left join positions as p
+        on t.exchange = p.exchange
+        and t.market_type = p.market_type
+        and t.symbol = p.symbol
+        and t.bucket_id = p.bucket_id
     where
         t.bucket_id <= s.last_bucket_id
         and t.bucket_ts_end > s.settled_to - toIntervalSecond({{ horizons | max }})
@@ -62,11 +77,11 @@ unsettled as (
 
 trades as (
     select
-        u.exchange as exchange,
-        u.market_type as market_type,
-        u.symbol as symbol,
-        u.bucket_id as bucket_id,
-        p.bucket_position as own_position,
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        own_position,
         position,
         horizon,
         toFloat64(quantity) as weight,
@@ -75,25 +90,15 @@ trades as (
         toFloat64(bid + ask) / 2 as mid_before,
         fromUnixTimestamp64Micro(trade_us, 'UTC') + toIntervalSecond(horizon) as settles_at,
         settles_at - toIntervalMicrosecond(1) as before_settling
-    from unsettled as u
-    inner join {{ ref('tape_quotes') }} as q
-        on u.exchange = q.exchange
-        and u.market_type = q.market_type
-        and u.symbol = q.symbol
-        and u.bucket_id = q.bucket_id
-    left join positions as p
-        on u.exchange = p.exchange
-        and u.market_type = p.market_type
-        and u.symbol = p.symbol
-        and u.bucket_id = p.bucket_id
+    from unsettled
     array join
-        arrayEnumerate(u.tape_us) as position,
-        u.tape_us as trade_us,
-        u.tape_price as price,
-        u.tape_quantity as quantity,
-        u.tape_is_buy as is_buy,
-        q.tape_bid as bid,
-        q.tape_ask as ask
+        arrayEnumerate(tape_us) as position,
+        tape_us as trade_us,
+        tape_price as price,
+        tape_quantity as quantity,
+        tape_is_buy as is_buy,
+        tape_bid as bid,
+        tape_ask as ask
     array join {{ horizons }} as horizon
     where bid is not null
 ),

@@ -3,7 +3,7 @@
 {%- set horizons = [1, 5, 30] %}
 
 -- What taking liquidity cost: at once, after the mid had answered, and as the bounce of prices tells it.
-with tapes as (
+with joined as (
     select
         s.exchange as exchange,
         s.market_type as market_type,
@@ -17,14 +17,11 @@ with tapes as (
         s.realized_{{ h }}s as realized_{{ h }}s,
         s.impact_{{ h }}s as impact_{{ h }}s,
         {%- endfor %}
-        -- whole numbers of 1e-8, so that sums are exact
-        arrayPopFront(arrayDifference(arrayMap(p -> reinterpret(p, 'Int64'), t.tape_price))) as changes,
-        toFloat64(t.tape_price[-1]) as last_price,
-        arrayMap((q, bid) -> if(bid is null, 0, toFloat64(q)), t.tape_quantity, q.tape_bid) as weights,
-        arrayMap(bid -> toFloat64(ifNull(bid, 1)), q.tape_bid) as bids,
-        arrayMap(ask -> toFloat64(ifNull(ask, 1)), q.tape_ask) as asks,
-        arrayMap(p -> toFloat64(p), t.tape_price) as prices,
-        t.tape_is_buy as tape_is_buy
+        t.tape_price as tape_price,
+        t.tape_quantity as tape_quantity,
+        t.tape_is_buy as tape_is_buy,
+        q.tape_bid as tape_bid,
+        q.tape_ask as tape_ask
     from {{ new_buckets(ref('settled_trades'), context=n) }} as s
     inner join {{ ref('bucket_tapes') }} as t
         on s.exchange = t.exchange
@@ -36,6 +33,19 @@ with tapes as (
         and s.market_type = q.market_type
         and s.symbol = q.symbol
         and s.bucket_id = q.bucket_id
+),
+
+-- A trade without a quote weighs nothing. Prices also as whole numbers of 1e-8, so that their sums are exact.
+tapes as (
+    select
+        * except (tape_price, tape_quantity, tape_bid, tape_ask),
+        arrayPopFront(arrayDifference(arrayMap(p -> reinterpret(p, 'Int64'), tape_price))) as changes,
+        arrayMap(p -> toFloat64(p), tape_price) as prices,
+        prices[-1] as last_price,
+        arrayMap((quantity, bid) -> if(bid is null, 0, toFloat64(quantity)), tape_quantity, tape_bid) as weights,
+        arrayMap(bid -> toFloat64(ifNull(bid, 1)), tape_bid) as bids,
+        arrayMap(ask -> toFloat64(ifNull(ask, 1)), tape_ask) as asks
+    from joined
 ),
 
 buckets as (
