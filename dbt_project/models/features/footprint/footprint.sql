@@ -53,26 +53,20 @@ select
     bucket_ts_end,
     toUInt32(length(volumes)) as footprint_bin_count,
     (mids[poc] / close - 1) * 10000 as poc_distance_bps,
-    toFloat64(volumes[poc]) / nullIf(toFloat64(volume), 0) as poc_volume_share,
+    toFloat64(volumes[poc]) / toFloat64(volume) as poc_volume_share,
     toFloat64(deltas[poc]) as poc_delta,
-    toFloat64(deltas[poc]) / nullIf(toFloat64(volumes[poc]), 0) as poc_imbalance,
-    if(
-        volume > 0,
-        arrayMin(arrayMap(
-            (low, last) -> toFloat64(highs[last] - low), arrayFilter((low, last) -> last > 0, lows, value_area_ends), arrayFilter(last -> last > 0, value_area_ends)
-        )) / close * 10000,
-        null
-    ) as value_area_width_bps,
-    toFloat64(deltas[strongest]) / nullIf(toFloat64(volume), 0) as max_bin_delta_share,
+    toFloat64(deltas[poc]) / toFloat64(volumes[poc]) as poc_imbalance,
+    arrayMin(arrayMap(
+        (low, last) -> toFloat64(highs[last] - low),
+        arrayFilter((low, last) -> last > 0, lows, value_area_ends),
+        arrayFilter(last -> last > 0, value_area_ends)
+    )) / close * 10000 as value_area_width_bps,
+    toFloat64(deltas[strongest]) / toFloat64(volume) as max_bin_delta_share,
     (mids[strongest] / close - 1) * 10000 as max_bin_delta_distance_bps,
-    toFloat64(arraySum(x -> abs(x), deltas)) / nullIf(toFloat64(volume), 0) as bin_delta_dispersion,
-    toFloat64(deltas[-1]) / nullIf(toFloat64(volumes[-1]), 0) as high_bin_imbalance,
-    toFloat64(deltas[1]) / nullIf(toFloat64(volumes[1]), 0) as low_bin_imbalance,
-    if(
-        volume > 0,
-        abs(arraySum(v -> if(v > 0, v / toFloat64(volume) * log(v / toFloat64(volume)), 0), arrayMap(v -> toFloat64(v), volumes))),
-        null
-    ) as footprint_entropy,
+    toFloat64(arraySum(x -> abs(x), deltas)) / toFloat64(volume) as bin_delta_dispersion,
+    toFloat64(deltas[-1]) / toFloat64(volumes[-1]) as high_bin_imbalance,
+    toFloat64(deltas[1]) / toFloat64(volumes[1]) as low_bin_imbalance,
+    abs(arraySum(v -> toFloat64(v) / toFloat64(volume) * log(toFloat64(v) / toFloat64(volume)), volumes)) as footprint_entropy,
     {{ longest_run.format('buys_dominate') }} as stacked_buy_imbalance,
     {{ longest_run.format('sells_dominate') }} as stacked_sell_imbalance
 from arrays
