@@ -39,7 +39,7 @@ def mp_price_clusters(
         last_seen: when each last traded, shape (n,), µs.
 
     Returns:
-        Per cluster, ascending in price, arrays of shape (k,): volume-weighted mean price (to 1e-8), sums of volume and delta,
+        Per cluster, ascending in price, arrays of shape (k,): volume-weighted mean price, sums of volume and delta,
         the newest last_seen, the number of levels.
 
     Raises:
@@ -76,7 +76,7 @@ def mp_price_clusters(
     clusters = [label == c for c in dict.fromkeys(label.tolist())]
     found = sorted(
         (
-            round(float((price[own] * volume[own]).sum() / volume[own].sum()), 8),
+            float((price[own] * volume[own]).sum() / volume[own].sum()),
             float(volume[own].sum()),
             float(delta[own].sum()),
             int(seen[own].max()),

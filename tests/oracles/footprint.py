@@ -209,7 +209,7 @@ def _window(minutes: dict[int, _Minute], run: int, hours: int) -> Window:
         absorbed = range_bps < 5 and (sidedness < 0.2 or sidedness > 0.7)
         exhausted = sidedness > 0.7 and delta[b] * moved[b] < 0
         if absorbed or exhausted:
-            sums = (round(price, 8), volume[b] / E8, delta[b] / E8, range_bps, reversal, seen[b])
+            sums = (price, volume[b] / E8, delta[b] / E8, range_bps, reversal, seen[b])
             candidates.append(Candidate(run, hours, b, *sums, absorbed, exhausted))
     return Window(sum(volumes) / E8, len(traded), threshold / E8, candidates)
 
@@ -234,7 +234,7 @@ def clusters(
             found.append(
                 Cluster(
                     hours,
-                    round(math.fsum(c.price * c.volume for c in group) / volume, 8),
+                    math.fsum(c.price * c.volume for c in group) / volume,
                     volume,
                     volume / window.volume,
                     int(np.sign(round(math.fsum(c.delta for c in group), 9))),
@@ -266,18 +266,22 @@ def _around(end: int, mid: float, run_times: Ints, by_run: dict[int, list[Cluste
     if math.isnan(mid):
         return row
 
+    def distance(c: Cluster) -> float:
+        return (c.price / mid - 1) * 1e4
+
     def weight(c: Cluster) -> float:
         age_s = (end - c.last_seen) / SECOND_US
-        return c.share / 3 * math.exp(-abs(c.price / mid - 1) * 1e4 / 50) * 0.5 ** (age_s / 7200)
+        return c.share / 3 * math.exp(-abs(distance(c)) / 50) * 0.5 ** (age_s / 7200)
 
-    above = [c for c in around if c.price > mid]
-    below = [c for c in around if c.price < mid]
+    # a level within a millionth of a basis point is at the mid: on neither side
+    above = [c for c in around if distance(c) > 1e-6]
+    below = [c for c in around if distance(c) < -1e-6]
     resistance, support = (math.fsum(map(weight, side)) for side in (above, below))
     row |= {
         "resistance_above": resistance,
         "support_below": support,
-        "nearest_resistance_distance_bps": min(((c.price / mid - 1) * 1e4 for c in above), default=NULL),
-        "nearest_support_distance_bps": min(((1 - c.price / mid) * 1e4 for c in below), default=NULL),
+        "nearest_resistance_distance_bps": min(map(distance, above), default=NULL),
+        "nearest_support_distance_bps": min((-distance(c) for c in below), default=NULL),
         "resistance_support_log_ratio": math.log((resistance + 1e-6) / (support + 1e-6)),
         "level_delta_balance": _ratio(
             math.fsum(weight(c) * c.sign for c in around), math.fsum(map(weight, around))

@@ -58,9 +58,9 @@ levels as (
         b.run_ts is not null and b.mid_close is not null as is_known,
         assumeNotNull(b.mid_close) as mid,
         c.cluster_count as cluster_count,
-        c.cluster_prices as cluster_prices,
         c.cluster_signs as cluster_signs,
-        {{ level_strengths('c.cluster_prices', 'c.cluster_shares', 'c.cluster_last_seen', 'mid', 'b.bucket_ts_end') }} as strengths
+        {{ level_distances('c.cluster_prices', 'mid') }} as distances,
+        {{ level_strengths('distances', 'c.cluster_shares', 'c.cluster_last_seen', 'b.bucket_ts_end') }} as strengths
     from at_close as b
     left join clusters as c
         on b.exchange = c.exchange
@@ -76,7 +76,7 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    {{ level_features('cluster_prices', 'cluster_signs', 'strengths', 'mid', 'is_known') }},
+    {{ level_features('distances', 'strengths', 'cluster_signs', 'is_known') }},
     cluster_count as level_count,
     run_age_ms / 1000 as level_run_age_s
 from levels

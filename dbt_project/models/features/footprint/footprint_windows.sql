@@ -193,8 +193,7 @@ windows as (
         arrayMap(
             bin -> (
                 bin.1,
-                -- to the store's own 1e-8: a level at the mid must compare equal to it
-                round(toFloat64(bin.2.3) / toFloat64(bin.2.1 + bin.2.2), 8),
+                toFloat64(bin.2.3) / toFloat64(bin.2.1 + bin.2.2),
                 toFloat64(bin.2.1 + bin.2.2),
                 toFloat64(bin.2.1 - bin.2.2),
                 toFloat64(bin.2.4) / toFloat64(bin.2.3) * 10000,
