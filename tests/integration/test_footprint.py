@@ -68,7 +68,9 @@ def _trades(r: random.Random, instrument: Instrument) -> list[Trade]:
             side = r.choice(["buy", "sell"])
         block = 60 if r.random() < 0.002 else 3 if held else 1
         late = 7 * SECOND_US if r.random() < 0.02 else 0
-        quantity = r.choice([1, r.randrange(1, 2 * E8)]) if r.random() < 0.05 else r.randrange(1, 20) * E8 // 10
+        quantity = (
+            r.choice([1, r.randrange(1, 2 * E8)]) if r.random() < 0.05 else r.randrange(1, 20) * E8 // 10
+        )
         n = len(out) + 1
         out.append(Trade(t, n, str(n), quantity * block, t + late, price, side))
     return out
@@ -82,7 +84,15 @@ def _books(r: random.Random, trades: list[Trade]) -> list[BookRow]:
             bid = 0 if r.random() < 0.02 else t.price_e8 - r.randrange(1, 4) * 10**5
             late = r.choice([0] * 9 + [400_000])
             quantity = r.randrange(1, 9 * E8) if bid else 0
-            ask = (t.timestamp, u, bid, t.price_e8 + 10**5, quantity, r.randrange(1, 9 * E8), t.timestamp + late)
+            ask = (
+                t.timestamp,
+                u,
+                bid,
+                t.price_e8 + 10**5,
+                quantity,
+                r.randrange(1, 9 * E8),
+                t.timestamp + late,
+            )
             out.append(ask)
     return out
 
@@ -183,7 +193,9 @@ def test_bins_add_up_to_the_bucket(built: Built, instrument: Instrument) -> None
     columns = ("price_bin", "trade_count", "buy_volume", "sell_volume", "delta", "volume")
     prices_ = ("low_price", "high_price", "last_price")
     exact = [c if c == "trade_count" else f"reinterpretAsInt64({c})" for c in (*columns, *prices_)]
-    rows = _stored("footprint_bins", instrument, f"(bucket_id, {', '.join(exact)}) as row", "bucket_id, price_bin")
+    rows = _stored(
+        "footprint_bins", instrument, f"(bucket_id, {', '.join(exact)}) as row", "bucket_id, price_bin"
+    )
     assert [r["row"] for r in rows] == expected
 
 
@@ -282,8 +294,10 @@ def test_the_cases_reach_the_edges(built: Built) -> None:
         "from footprint_levels inner join top_of_book using (exchange, market_type, symbol, bucket_id)"
     )
     assert all(row.values()), row
-    [row] = query("select countIf(footprint_bin_count = 1) as one, countIf(stacked_buy_imbalance > 2) as up, "
-                  "countIf(stacked_sell_imbalance > 2) as down, countIf(value_area_width_bps = 0) as narrow from footprint")
+    [row] = query(
+        "select countIf(footprint_bin_count = 1) as one, countIf(stacked_buy_imbalance > 2) as up, "
+        "countIf(stacked_sell_imbalance > 2) as down, countIf(value_area_width_bps = 0) as narrow from footprint"
+    )
     assert all(row.values()), row
 
 

@@ -254,7 +254,12 @@ def levels(ends: Ints, mid_close: Floats, levels_by_run: dict[int, list[Cluster]
 
 def _around(end: int, mid: float, run_times: Ints, by_run: dict[int, list[Cluster]]) -> dict[str, float]:
     names = (
-        *("resistance_above", "support_below", "nearest_resistance_distance_bps", "nearest_support_distance_bps"),
+        *(
+            "resistance_above",
+            "support_below",
+            "nearest_resistance_distance_bps",
+            "nearest_support_distance_bps",
+        ),
         *("resistance_support_log_ratio", "level_delta_balance", "level_count", "level_run_age_s"),
     )
     row = dict.fromkeys(names, NULL)

@@ -1,5 +1,6 @@
 {%- set appends = is_incremental() and not is_ranged() %}
 {{ config(**bucket_grain(order_by='(exchange, market_type, symbol, run_ts)', day='run_ts')) }}
+{{ config(post_hook='{{ online_levels() }}') }}
 
 -- The price levels that a run left: clusters of each window's candidates, the heaviest {{ var('footprint_max_clusters') }}.
 with
