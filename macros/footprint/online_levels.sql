@@ -40,6 +40,6 @@ levels as (
 select
     {{ level_features('distances', 'strengths', 'cluster_signs', 'true') }},
     cluster_count as level_count,
-    dateDiff('microsecond', run_ts, {at:DateTime64(6, 'UTC')}) / 1e6 as level_run_age_s
+    dateDiff('microsecond', run_ts, {at:DateTime64(6, 'UTC')}) / 1000 / 1000 as level_run_age_s
 from levels
 {%- endmacro %}

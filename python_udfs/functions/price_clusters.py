@@ -24,7 +24,7 @@ from python_udfs.functions.registry import Floats, Ints, udf
         "bins": "Array(Int64)",
     },
 )
-def mp_price_clusters(
+def mp_price_clusters(  # noqa: PLR0917 - SQL passes arguments by place
     prices: Floats, volumes: Floats, deltas: Floats, last_seen: Ints, eps_bps: float, min_samples: int
 ) -> dict[str, Floats | Ints]:
     """DBSCAN (Ester, Kriegel, Sander & Xu 1996) of price levels on a line, which sorting solves.

@@ -1,4 +1,4 @@
-"""`marketprism refresh-candidates`: brings the footprint's candidates and levels up to date. Cron calls it each five minutes.
+"""`marketprism refresh-candidates`: brings the footprint's candidates and levels up to date, each five minutes.
 
 The logic is dbt's: this runs the models that `dbt build` runs, under a lock, and says what came of it.
 """
@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
@@ -77,19 +74,14 @@ def refresh(now: datetime | None = None) -> Refresh:
     run_ts = asked - (asked - _EPOCH) % RUN_EVERY
     with _lock(), db.connect(settings().database("features")) as c:
         before = sum(n for *_, n in _state(c).values())
-        # dbt parses anew whenever vars differ: the clock needs none, as nothing is complete that has not been
-        _dbt(
-            "run",
-            "--select",
-            *MODELS,
-            *(["--vars", json.dumps({"run_ts": f"{run_ts:%Y-%m-%d %H:%M:%S}"})] if now else []),
-        )
-        state = {name: (at, levels, n) for name, (at, levels, n) in _state(c).items()}
+        # dbt parses anew where vars differ, so none without need: what has not happened is not complete either
+        until = ["--vars", json.dumps({"run_ts": f"{run_ts:%Y-%m-%d %H:%M:%S}"})] if now else []
+        _dbt("run", "--select", *MODELS, *until)
+        state = _state(c)
     fresh = [levels for at, levels, _ in state.values() if at >= run_ts - STALE_AFTER]
     made = sum(n for *_, n in state.values()) - before
-    return Refresh(
-        run_ts, {name: at for name, (at, *_) in state.items()}, made, sum(fresh), time.monotonic() - began
-    )
+    newest = {name: at for name, (at, *_) in state.items()}
+    return Refresh(run_ts, newest, made, sum(fresh), time.monotonic() - began)
 
 
 def newest_trade() -> datetime:
@@ -113,7 +105,7 @@ def _state(c: Client) -> dict[str, tuple[datetime, int, int]]:
     rows = c.execute(
         f"select {_KEY}, max(run_ts), argMax(cluster_count, run_ts), count() from footprint_clusters group by {_KEY}"
     )
-    return {":".join(row[:3]): tuple(row[3:]) for row in rows}  # type: ignore[misc]
+    return {":".join(row[:3]): tuple(row[3:]) for row in rows}
 
 
 @contextmanager
@@ -130,22 +122,17 @@ def _lock() -> Iterator[None]:
 
 
 def _dbt(*words: str) -> None:
-    """dbt with a target folder of its own, so that what it parsed is still there at the next call."""
-    dbt = settings().data_dir / "dbt" / f"{settings().db_prefix}candidates"
-    folders = [
-        f"--project-dir={REPOSITORY}",
-        f"--profiles-dir={REPOSITORY}",
-        f"--target-path={dbt}",
-        f"--log-path={dbt}",
-    ]
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "dbt"), *words, "--quiet", *folders],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"dbt {' '.join(words)} failed; was `make build` run once?\n{done.stdout[-2000:]}")
+    """dbt in this process, with a target folder of its own: what it parsed is still there at the next call."""
+    # only here: every other command would wait for dbt
+    from dbt.cli.main import dbtRunner
+
+    own = settings().data_dir / "dbt" / f"{settings().db_prefix}candidates"
+    folders = [f"--{name}-dir={REPOSITORY}" for name in ("project", "profiles")]
+    result = dbtRunner().invoke([*words, "--quiet", *folders, f"--target-path={own}", f"--log-path={own}"])
+    if not result.success:
+        failed = [f"{r.node.name}: {r.message}" for r in getattr(result.result, "results", []) if r.message]
+        reason = str(failed[0] if failed else result.exception).split("Stack trace")[0].strip()
+        raise UserError(f"dbt {' '.join(words)} failed: {reason}. Was `make build` run once?")
 
 
 def refresh_candidates_command(
