@@ -44,6 +44,8 @@ refresh-candidates: setup ## footprint levels up to now; for cron, each five min
 	$(MP) refresh-candidates
 report: setup ## one HTML page of everything worth looking at
 	$(MP) report
+catalog: setup ## every feature with its formula; a page with a line per feature
+	$(MP) catalog
 docs: migrate ## dbt docs, every model and column
 	$(DBT) docs generate
 test: setup ## unit, oracle, leakage and integration tests; dbt tests
@@ -56,4 +58,4 @@ clean: ## stop the server and remove everything that was made here
 	-test -x $(MP) && $(MP) server down
 	rm -rf .venv .marketprism target logs *.egg-info
 
-.PHONY: help setup up down status migrate ingest build demo train score refresh-candidates report docs test lint bench clean
+.PHONY: help setup up down status migrate ingest build demo train score refresh-candidates report catalog docs test lint bench clean

@@ -12,6 +12,7 @@ from python_udfs.errors import UserError
 from python_udfs.ingest.cli import app as ingest_app
 from python_udfs.jobs.bench import bench_command
 from python_udfs.jobs.candidates import refresh_candidates_command
+from python_udfs.jobs.catalog import catalog_command
 from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
@@ -48,5 +49,6 @@ app.command("demo")(demo_command)
 app.command("train")(train_command)
 app.command("score")(score_command)
 app.command("report")(report_command)
+app.command("catalog")(catalog_command)
 app.command("bench")(bench_command)
 app.command("refresh-candidates")(refresh_candidates_command)

@@ -211,8 +211,9 @@ def _online(c: Client, calls: int, at: datetime) -> tuple[list[float], list[floa
     """Milliseconds of reading the online features, of SELECT 1, and of the former inside ClickHouse."""
     where = "(exchange, market_type, symbol) = %(key)s"
     c.execute(
-        "insert into footprint_clusters (exchange, market_type, symbol, run_ts, known_at, candidate_count, cluster_count, "
-        "cluster_windows_h, cluster_prices, cluster_volumes, cluster_shares, cluster_signs, cluster_last_seen, cluster_bins) "
+        "insert into footprint_clusters (exchange, market_type, symbol, run_ts, known_at, candidate_count, "
+        "cluster_count, cluster_windows_h, cluster_prices, cluster_volumes, cluster_shares, cluster_signs, "
+        "cluster_last_seen, cluster_bins) "
         "with range(%(n)s) as i select %(x)s, %(m)s, %(s)s, %(at)s, %(at)s, %(n)s, %(n)s, arrayMap(j -> 24, i), "
         "arrayMap(j -> 99 + j / 100, i), arrayMap(j -> 1, i), arrayMap(j -> 0.005, i), arrayMap(j -> 1, i), "
         "arrayMap(j -> %(at)s, i), arrayMap(j -> 1, i)",
@@ -251,12 +252,12 @@ def _server_now(c: Client) -> int:
 
 
 def _server_ms(c: Client, began: int, like: str, last: int | None) -> list[float]:
-    """What ClickHouse spent on queries that look like this since then: the `last` ones each, or all of them together."""
+    """What ClickHouse spent on queries that look like this since then: each of the `last`, or all together."""
     c.execute("system flush logs")
-    duration = "(toUnixTimestamp64Micro(event_time_microseconds) - toUnixTimestamp64Micro(query_start_time_microseconds)) / 1000"
+    ended, started = (f"toUnixTimestamp64Micro({t}_microseconds)" for t in ("event_time", "query_start_time"))
     found = c.execute(
-        f"select {duration} from system.query_log where type = 'QueryFinish' and query like %(like)s "
-        "and toUnixTimestamp64Micro(query_start_time_microseconds) >= %(began)s order by event_time_microseconds desc",
+        f"select ({ended} - {started}) / 1000 from system.query_log where type = 'QueryFinish' and query like %(like)s "
+        f"and {started} >= %(began)s order by event_time_microseconds desc",
         {"like": like, "began": began},
     )
     each = [float(ms) for (ms,) in found]
