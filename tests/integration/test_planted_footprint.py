@@ -146,3 +146,32 @@ def test_the_online_form_equals_the_bucket(truth: dict[str, Any]) -> None:
         "at = toDateTime64('2026-02-01 00:00:00', 6, 'UTC'))"
     )
     assert stale == []
+
+
+def test_levels_of_an_old_run_are_null_and_listed(truth: dict[str, Any]) -> None:
+    """No run after 22:50: what ends after 23:00 knows no level, and monitoring says where."""
+    dbt(
+        "run",
+        select="+footprint_levels stale_candidates",
+        full_refresh=True,
+        run_ts="2026-01-04 22:50:00",
+    )
+    fresh = "bucket_ts_end >= '2026-01-04 22:35:00' and bucket_ts_end <= '2026-01-04 23:00:00'"
+    [row] = query(
+        f"select countIf({fresh}) as fresh, countIf(not ({fresh})) as stale, "
+        f"countIf({fresh} and (level_run_age_s is null or level_run_age_s > 600)) as lost, "
+        f"countIf(not ({fresh}) and (level_run_age_s is not null or level_count is not null or resistance_above is not null "
+        "or support_below is not null or nearest_resistance_distance_bps is not null or level_delta_balance is not null "
+        "or nearest_support_distance_bps is not null or resistance_support_log_ratio is not null)) as made_up "
+        "from footprint_levels"
+    )
+    assert row["fresh"] > 0
+    assert row["stale"] > 0
+    assert (row["lost"], row["made_up"]) == (0, 0)
+    listed = query(
+        "select toString(hour) as hour, buckets, stale_buckets from stale_candidates order by hour"
+    )
+    assert len(listed) == 16
+    assert all(r["stale_buckets"] < r["buckets"] for r in listed[:8])
+    assert all(r["hour"] == "2026-01-04 23:00:00" for r in listed[8:])
+    assert sum(r["stale_buckets"] for r in listed) == row["stale"]

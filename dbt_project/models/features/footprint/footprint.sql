@@ -1,5 +1,5 @@
 {{ config(**bucket_grain()) }}
-{%- set longest_run = "toUInt32(arrayMax(arrayMap(run -> length(run), splitByChar('0', arrayStringConcat(arrayMap(x -> toString(x), {}))))))" %}
+{%- set longest_run = "toUInt32(arrayMax(run -> length(run), splitByChar('0', arrayStringConcat(arrayMap(x -> toString(x), {})))))" %}
 
 -- The shape of a bucket's volume over price.
 with profiles as (
@@ -19,7 +19,7 @@ with profiles as (
 arrays as (
     select
         * except (bins, close_price),
-        toFloat64(close_price) as close,
+        toFloat64(close_price) as last_price,
         bins.2 as buys,
         bins.3 as sells,
         bins.4 as lows,
@@ -52,7 +52,7 @@ select
     bucket_ts_start,
     bucket_ts_end,
     toUInt32(length(volumes)) as footprint_bin_count,
-    (mids[poc] / close - 1) * 10000 as poc_distance_bps,
+    (mids[poc] / last_price - 1) * 10000 as poc_distance_bps,
     toFloat64(volumes[poc]) / toFloat64(volume) as poc_volume_share,
     toFloat64(deltas[poc]) as poc_delta,
     toFloat64(deltas[poc]) / toFloat64(volumes[poc]) as poc_imbalance,
@@ -60,9 +60,9 @@ select
         (low, last) -> toFloat64(highs[last] - low),
         arrayFilter((low, last) -> last > 0, lows, value_area_ends),
         arrayFilter(last -> last > 0, value_area_ends)
-    )) / close * 10000 as value_area_width_bps,
+    )) / last_price * 10000 as value_area_width_bps,
     toFloat64(deltas[strongest]) / toFloat64(volume) as max_bin_delta_share,
-    (mids[strongest] / close - 1) * 10000 as max_bin_delta_distance_bps,
+    (mids[strongest] / last_price - 1) * 10000 as max_bin_delta_distance_bps,
     toFloat64(arraySum(x -> abs(x), deltas)) / toFloat64(volume) as bin_delta_dispersion,
     toFloat64(deltas[-1]) / toFloat64(volumes[-1]) as high_bin_imbalance,
     toFloat64(deltas[1]) / toFloat64(volumes[1]) as low_bin_imbalance,

@@ -16,23 +16,8 @@ published as (
 ),
 {% endif %}
 
-clustered as (
-    select
-        w.exchange as exchange,
-        w.market_type as market_type,
-        w.symbol as symbol,
-        w.run_ts as run_ts,
-        w.window_h as window_h,
-        w.volume as window_volume,
-        length(w.candidate_bins) as candidates,
-        mp_price_clusters(
-            w.candidate_prices,
-            w.candidate_volumes,
-            w.candidate_deltas,
-            arrayMap(t -> toUnixTimestamp64Micro(t), w.candidate_last_seen),
-            toFloat64({{ var('footprint_eps_bps') }}),
-            toInt64({{ var('footprint_min_samples') }})
-        ) as found
+windows as (
+    select w.*
     from {{ ref('footprint_windows') }} as w
     {% if appends %}
     left join published as p
@@ -43,6 +28,26 @@ clustered as (
     {% elif is_ranged() %}
     where w.run_ts >= {{ range_start() }} and w.run_ts < {{ range_end() }}
     {% endif %}
+),
+
+clustered as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        run_ts,
+        window_h,
+        volume as window_volume,
+        length(candidate_bins) as candidates,
+        mp_price_clusters(
+            candidate_prices,
+            candidate_volumes,
+            candidate_deltas,
+            arrayMap(t -> toUnixTimestamp64Micro(t), candidate_last_seen),
+            toFloat64({{ var('footprint_eps_bps') }}),
+            toInt64({{ var('footprint_min_samples') }})
+        ) as levels
+    from windows
 ),
 
 runs as (
@@ -57,13 +62,15 @@ runs as (
             arraySort(arrayFlatten(groupArray(
                 arrayMap(
                     (price, volume, delta, seen, bins) -> (-volume / window_volume, window_h, price, volume, delta, seen, bins),
-                    found.price, found.volume, found.delta, found.last_seen, found.bins
+                    {%- for part in ('price', 'volume', 'delta', 'last_seen', 'bins') %}
+                    tupleElement(levels, '{{ part }}'){{ ',' if not loop.last }}
+                    {%- endfor %}
                 )
             ))),
             1,
             {{ var('footprint_max_clusters') }}
         ) as clusters,
-        min(found.error) as udf_error
+        min(tupleElement(levels, 'error')) as udf_error
     from clustered
     group by exchange, market_type, symbol, run_ts
 )

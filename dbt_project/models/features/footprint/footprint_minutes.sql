@@ -89,7 +89,7 @@ traded as (
         min(low) as low_price,
         max(high) as high_price,
         argMax(last_price, last_place) as close_price,
-        arraySort(groupArray((price_bin, bought, sold, price_times_quantity))) as profile
+        arraySort(groupArray((price_bin, bought, sold, price_times_quantity))) as bins_of_minute
     from bins
     group by exchange, market_type, symbol, minute
 ),
@@ -160,10 +160,10 @@ select
     t.low_price as low_price,
     t.high_price as high_price,
     t.close_price as close_price,
-    t.profile.1 as price_bins,
-    t.profile.2 as buy_volumes,
-    t.profile.3 as sell_volumes,
-    t.profile.4 as turnovers
+    t.bins_of_minute.1 as price_bins,
+    t.bins_of_minute.2 as buy_volumes,
+    t.bins_of_minute.3 as sell_volumes,
+    t.bins_of_minute.4 as turnovers
 from minutes as m
 inner join feeds as f
     on m.exchange = f.exchange

@@ -92,7 +92,7 @@ moves as (
     select
         *,
         high_price - low_price as price_range,
-        if(before.1 + toIntervalMinute(1) = minute, close_price - before.2, null) as move
+        if(before.1 + toIntervalMinute(1) = minute, close_price - before.2, null) as price_move
     from minutes
 ),
 
@@ -103,17 +103,17 @@ parts as (
         market_type,
         symbol,
         toStartOfInterval(minute, toIntervalMinute(5)) + toIntervalMinute(5) as part_end,
-        part.1 as price_bin,
+        addend.1 as price_bin,
         any(first_run) as first_run,
         any(last_run) as last_run,
-        sum(part.2) as bought,
-        sum(part.3) as sold,
-        sum(part.4) as turnover,
+        sum(addend.2) as bought,
+        sum(addend.3) as sold,
+        sum(addend.4) as turnover,
         -- exact, hence the same bits in any order of addition
-        sum(part.5) as volume_times_range,
-        sum(part.6) as followed_volume,
-        sum(part.7) as volume_times_move,
-        max(part.8) as last_seen
+        sum(addend.5) as volume_times_range,
+        sum(addend.6) as followed_volume,
+        sum(addend.7) as volume_times_move,
+        max(addend.8) as last_seen
     from moves
     array join
         arrayConcat(
@@ -131,13 +131,28 @@ parts as (
                     toDecimal128(0, 16),
                     toDecimal128(0, 16),
                     buy + sell,
-                    (buy + sell) * assumeNotNull(move),
+                    (buy + sell) * assumeNotNull(price_move),
                     toDateTime64(0, 6, 'UTC')
                 ),
-                if(move is null, [], before.3), if(move is null, [], before.4), if(move is null, [], before.5)
+                if(price_move is null, [], before.3), if(price_move is null, [], before.4), if(price_move is null, [], before.5)
             )
-        ) as part
+        ) as addend
     group by exchange, market_type, symbol, part_end, price_bin
+),
+
+-- each part counts in every run up to a day later
+parts_of_runs as (
+    select
+        *,
+        later,
+        toDateTime64(part_end + toIntervalMinute(5 * later), 6, 'UTC') as run_ts
+    from parts
+    array join
+        range(
+            toUInt64(greatest(0, intDiv(dateDiff('minute', part_end, first_run), 5))),
+            toUInt64(greatest(0, least({{ 12 * hours[-1] }}, intDiv(dateDiff('minute', part_end, last_run), 5) + 1)))
+        ) as later
+    where (exchange, market_type, symbol, run_ts) in (select (exchange, market_type, symbol, run_ts) from runs)
 ),
 
 bins as (
@@ -145,95 +160,88 @@ bins as (
         exchange,
         market_type,
         symbol,
-        toDateTime64(part_end + toIntervalMinute(5 * later), 6, 'UTC') as run_ts,
+        run_ts,
+        window_h,
         price_bin,
-        {%- for h in hours %}
-        (
-            sumIf(bought, later < {{ 12 * h }}),
-            sumIf(sold, later < {{ 12 * h }}),
-            sumIf(turnover, later < {{ 12 * h }}),
-            sumIf(volume_times_range, later < {{ 12 * h }}),
-            sumIf(followed_volume, later < {{ 12 * h }}),
-            sumIf(volume_times_move, later < {{ 12 * h }}),
-            maxIf(last_seen, later < {{ 12 * h }})
-        ) as sums_{{ h }}{{ ',' if not loop.last }}
-        {%- endfor %}
-    from parts
-    array join range(
-        toUInt64(greatest(0, intDiv(dateDiff('minute', part_end, first_run), 5))),
-        toUInt64(greatest(0, least({{ 12 * hours[-1] }}, intDiv(dateDiff('minute', part_end, last_run), 5) + 1)))
-    ) as later
-    group by exchange, market_type, symbol, run_ts, price_bin
+        sum(bought) as bought,
+        sum(sold) as sold,
+        sum(turnover) as turnover,
+        sum(volume_times_range) as volume_times_range,
+        sum(followed_volume) as followed_volume,
+        sum(volume_times_move) as volume_times_move,
+        max(last_seen) as last_seen
+    from parts_of_runs
+    array join arrayFilter(h -> later < 12 * h, {{ hours }}) as window_h
+    group by exchange, market_type, symbol, run_ts, window_h, price_bin
 ),
 
-profiles as (
+windows as (
     select
         exchange,
         market_type,
         symbol,
         run_ts,
-        {%- for h in hours %}
-        arraySort(groupArrayIf((price_bin, sums_{{ h }}), sums_{{ h }}.1 + sums_{{ h }}.2 > 0)) as profile_{{ h }}{{ ',' if not loop.last }}
-        {%- endfor %}
+        window_h,
+        count() as bin_count,
+        sum(bought + sold) as volume,
+        arrayReduce('quantileExact({{ var("footprint_volume_quantile") }})', groupArray(bought + sold)) as volume_threshold,
+        groupArray((price_bin, bought, sold, turnover, volume_times_range, followed_volume, volume_times_move, last_seen)) as bins_of_window
     from bins
-    group by exchange, market_type, symbol, run_ts
+    -- a bin may have been followed in the window and traded just before it
+    where bought + sold > 0
+    group by exchange, market_type, symbol, run_ts, window_h
 ),
 
-windows as (
+-- a row of zeros where no bin is above the threshold
+heavy_bins as (
     select
-        r.exchange as exchange,
-        r.market_type as market_type,
-        r.symbol as symbol,
-        r.run_ts as run_ts,
+        exchange,
+        market_type,
+        symbol,
+        run_ts,
         window_h,
-        profile,
-        arrayMap(bin -> bin.2.1 + bin.2.2, profile) as volumes,
-        arraySum(volumes) as volume,
-        arrayReduce('quantileExact({{ var("footprint_volume_quantile") }})', volumes) as threshold,
-        arrayMap(
-            bin -> (
-                bin.1,
-                toFloat64(bin.2.3) / toFloat64(bin.2.1 + bin.2.2),
-                toFloat64(bin.2.1 + bin.2.2),
-                toFloat64(bin.2.1 - bin.2.2),
-                toFloat64(bin.2.4) / toFloat64(bin.2.3) * 10000,
-                if(bin.2.5 > 0, toFloat64(bin.2.6) / toFloat64(bin.2.5) / (toFloat64(bin.2.3) / toFloat64(bin.2.1 + bin.2.2)) * 10000, null),
-                bin.2.7
-            ),
-            arrayFilter(bin -> bin.2.1 + bin.2.2 > threshold, profile)
-        ) as high
-    from runs as r
-    left join profiles as p
-        on r.exchange = p.exchange
-        and r.market_type = p.market_type
-        and r.symbol = p.symbol
-        and r.run_ts = p.run_ts
-    array join
-        {{ hours }} as window_h,
-        [{% for h in hours %}p.profile_{{ h }}{{ ', ' if not loop.last }}{% endfor %}] as profile
+        bin_count,
+        volume,
+        volume_threshold,
+        bin.1 as price_bin,
+        toFloat64(bin.2 + bin.3) as bin_volume,
+        toFloat64(bin.2 - bin.3) as bin_delta,
+        toFloat64(bin.4) / bin_volume as price,
+        toFloat64(bin.5) / toFloat64(bin.4) * 10000 as range_bps,
+        if(bin.6 > 0, toFloat64(bin.7) / toFloat64(bin.6) / price * 10000, null) as reversal_bps,
+        bin.8 as last_seen,
+        abs(bin_delta) / bin_volume as one_sidedness
+    from windows
+    left array join arrayFilter(b -> b.2 + b.3 > volume_threshold, bins_of_window) as bin
 ),
 
 judged as (
     select
         *,
-        arrayFilter(
-            bin -> bin.8 or bin.9,
-            arrayMap(
-                bin -> tupleConcat(
-                    bin,
-                    (
-                        -- absorbed: traded on both sides, or by one side alone, and the price stood still
-                        bin.5 < {{ var('footprint_max_range_bps') }} and (
-                            abs(bin.4) / bin.3 < {{ var('footprint_balanced') }} or abs(bin.4) / bin.3 > {{ var('footprint_one_sided') }}
-                        ),
-                        -- exhausted: traded by one side alone, and the price went the other way
-                        abs(bin.4) / bin.3 > {{ var('footprint_one_sided') }} and ifNull(sign(bin.4) * bin.6 < 0, false)
-                    )
-                ),
-                high
-            )
-        ) as candidates
-    from windows
+        -- absorbed: traded on both sides, or by one side alone, and the price stood still
+        range_bps < {{ var('footprint_max_range_bps') }}
+        and (one_sidedness < {{ var('footprint_balanced') }} or one_sidedness > {{ var('footprint_one_sided') }}) as is_absorption,
+        -- exhausted: traded by one side alone, and the price went the other way
+        one_sidedness > {{ var('footprint_one_sided') }} and ifNull(sign(bin_delta) * reversal_bps < 0, false) as is_exhaustion
+    from heavy_bins
+),
+
+collected as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        run_ts,
+        window_h,
+        any(bin_count) as bin_count,
+        any(volume) as volume,
+        any(volume_threshold) as volume_threshold,
+        arraySort(groupArrayIf(
+            (price_bin, price, bin_volume, bin_delta, range_bps, reversal_bps, last_seen, is_absorption, is_exhaustion),
+            bin_volume > 0 and (is_absorption or is_exhaustion)
+        )) as candidates
+    from judged
+    group by exchange, market_type, symbol, run_ts, window_h
 )
 
 select
@@ -243,9 +251,9 @@ select
     run_ts,
     run_ts as known_at,
     toUInt8(window_h) as window_h,
-    toUInt32(length(volumes)) as bin_count,
+    toUInt32(bin_count) as bin_count,
     toFloat64(volume) as volume,
-    toFloat64(threshold) as volume_threshold,
+    toFloat64(volume_threshold) as volume_threshold,
     candidates.1 as candidate_bins,
     candidates.2 as candidate_prices,
     candidates.3 as candidate_volumes,
@@ -255,4 +263,4 @@ select
     candidates.7 as candidate_last_seen,
     candidates.8 as candidate_is_absorption,
     candidates.9 as candidate_is_exhaustion
-from judged
+from collected
