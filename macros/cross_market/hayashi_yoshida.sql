@@ -16,22 +16,19 @@ select
             this_returns, other_returns, moved, is_tick, path, at_end, at_start, tick_keys, end_keys, start_keys, scale
             {%- for lag in range(2 * steps + 1) %}, sorted_{{ lag }}{% endfor %}
         ),
+        -- 0 / 0 = nan; an if() here would sort once for every mention, lazily
         [
             {%- for lag in range(2 * steps + 1) %}
-            if(
-                scale > 0,
-                (
-                    arrayDotProduct(
-                        sorted_{{ lag }}.3,
-                        arrayReverseFill((p, is_known) -> is_known, sorted_{{ lag }}.2, sorted_{{ lag }}.1)
-                    )
-                    - arrayDotProduct(
-                        sorted_{{ lag }}.4,
-                        arrayFill((p, is_known) -> is_known, sorted_{{ lag }}.2, sorted_{{ lag }}.1)
-                    )
-                ) / scale,
-                nan
-            ){{ ',' if not loop.last }}
+            (
+                arrayDotProduct(
+                    sorted_{{ lag }}.3,
+                    arrayReverseFill((p, is_known) -> is_known, sorted_{{ lag }}.2, sorted_{{ lag }}.1)
+                )
+                - arrayDotProduct(
+                    sorted_{{ lag }}.4,
+                    arrayFill((p, is_known) -> is_known, sorted_{{ lag }}.2, sorted_{{ lag }}.1)
+                )
+            ) / scale{{ ',' if not loop.last }}
             {%- endfor %}
         ] as hy_correlations
     from (
