@@ -38,7 +38,13 @@ windows as (
         and m.symbol = i.symbol
     array join {{ runs_of('m.known_at', run_s, window_s) }} as run_at
     {%- if is_ranged() %}
-    where run_at >= {{ range_start() }} and run_at < {{ range_end() }}
+    where
+        m.known_at > {{ range_start() }} - toIntervalSecond({{ window_s }})
+        and m.known_at < {{ range_end() }}
+        and run_at >= {{ range_start() }}
+        and run_at < {{ range_end() }}
+    {%- elif appends %}
+    where m.known_at > {{ pairs_resume_at('published') }} - toIntervalSecond({{ window_s }})
     {%- endif %}
     group by base_asset, exchange, market_type, symbol, run_at
     having count() = {{ window_s // 60 }}
@@ -64,7 +70,20 @@ pairs as (
     inner join windows as b
         on a.base_asset = b.base_asset
         and a.run_at = b.run_at
-    where (a.exchange, a.market_type, a.symbol) < (b.exchange, b.market_type, b.symbol)
+    {%- if appends %}
+    left join published as p
+        on a.exchange = p.exchange
+        and a.market_type = p.market_type
+        and a.symbol = p.symbol
+        and b.exchange = p.other_exchange
+        and b.market_type = p.other_market_type
+        and b.symbol = p.other_symbol
+    {%- endif %}
+    where
+        (a.exchange, a.market_type, a.symbol) < (b.exchange, b.market_type, b.symbol)
+        {%- if appends %}
+        and (p.resume_at is null or a.run_at > p.resume_at)
+        {%- endif %}
 ),
 
 on_grid as (
@@ -119,13 +138,3 @@ select
     k.correlations as correlations,
     k.hy_correlations as hy_correlations
 from peaks as k
-{%- if appends %}
-left join published as p
-    on k.exchange = p.exchange
-    and k.market_type = p.market_type
-    and k.symbol = p.symbol
-    and k.other_exchange = p.other_exchange
-    and k.other_market_type = p.other_market_type
-    and k.other_symbol = p.other_symbol
-where p.resume_at is null or k.run_at > p.resume_at
-{%- endif %}

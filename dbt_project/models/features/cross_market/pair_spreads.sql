@@ -41,7 +41,13 @@ windows as (
         and m.symbol = i.symbol
     array join {{ runs_of('m.known_at', run_s, window_s) }} as run_at
     {%- if is_ranged() %}
-    where run_at >= {{ range_start() }} and run_at < {{ range_end() }}
+    where
+        m.known_at > {{ range_start() }} - toIntervalSecond({{ window_s }})
+        and m.known_at < {{ range_end() }}
+        and run_at >= {{ range_start() }}
+        and run_at < {{ range_end() }}
+    {%- elif appends %}
+    where m.known_at > {{ pairs_resume_at('published') }} - toIntervalSecond({{ window_s }})
     {%- endif %}
     group by base_asset, exchange, market_type, symbol, run_at
     having count() = {{ window_s // 60 }}

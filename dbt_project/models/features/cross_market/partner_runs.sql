@@ -131,6 +131,7 @@ select
     c.symbol as symbol,
     c.known_at as timestamp,
     c.known_at as known_at,
+    c.known_at as run_at,
     toFloat64(c.notional) as lookback_notional,
     c.reference.1 as reference_exchange,
     c.reference.2 as reference_market_type,
