@@ -43,17 +43,17 @@ paired as (
         partner.2 as exchange,
         partner.3 as market_type,
         partner.4 as symbol,
-        exchange as this_exchange,
-        market_type as this_market_type,
-        symbol as this_symbol,
-        bucket_id,
-        bucket_ts_end,
-        run_at,
+        w.exchange as this_exchange,
+        w.market_type as this_market_type,
+        w.symbol as this_symbol,
+        w.bucket_id as bucket_id,
+        w.bucket_ts_end as bucket_ts_end,
+        w.run_at as run_at,
         partner.1 as role
-    from with_partners
+    from with_partners as w
     array join [
-        ('reference', ifNull(reference_exchange, ''), ifNull(reference_market_type, ''), ifNull(reference_symbol, '')),
-        ('basis', ifNull(basis_exchange, ''), ifNull(basis_market_type, ''), ifNull(basis_symbol, ''))
+        ('reference', ifNull(w.reference_exchange, ''), ifNull(w.reference_market_type, ''), ifNull(w.reference_symbol, '')),
+        ('basis', ifNull(w.basis_exchange, ''), ifNull(w.basis_market_type, ''), ifNull(w.basis_symbol, ''))
     ] as partner
     where partner.4 != ''
 ),
@@ -159,11 +159,11 @@ select
     w.bucket_ts_end as bucket_ts_end,
     w.run_at as run_at,
     {%- for role in ['reference', 'basis'] %}
-    toLowCardinality(ifNull(p.{{ role }}.1, '')) as {{ role }}_exchange,
-    toLowCardinality(ifNull(p.{{ role }}.2, '')) as {{ role }}_market_type,
-    toLowCardinality(ifNull(p.{{ role }}.3, '')) as {{ role }}_symbol,
+    toLowCardinality(assumeNotNull(ifNull(p.{{ role }}.1, ''))) as {{ role }}_exchange,
+    toLowCardinality(assumeNotNull(ifNull(p.{{ role }}.2, ''))) as {{ role }}_market_type,
+    toLowCardinality(assumeNotNull(ifNull(p.{{ role }}.3, ''))) as {{ role }}_symbol,
     p.{{ role }}.4 as {{ role }}_mid,
-    toLowCardinality(if(ifNull(p.{{ role }}.10, '') = '', 'no_partner', p.{{ role }}.10)) as {{ role }}_verdict,
+    toLowCardinality(if(ifNull(p.{{ role }}.10, '') = '', 'no_partner', assumeNotNull(p.{{ role }}.10))) as {{ role }}_verdict,
     {%- endfor %}
     if(p.reference.4 is null, null, p.reference.5) as reference_book_age_ms,
     p.reference.6 as reference_minute_trades,
