@@ -1,4 +1,5 @@
 {%- set appends = is_incremental() and not is_ranged() %}
+{%- set coverage = ref('venue_coverage') %}
 {%- set period_s = var('information_share_period_s') %}
 {%- set per_second = 1000 // var('lead_lag_step_ms') %}
 {{ config(**bucket_grain(order_by='(exchange, market_type, symbol, other_exchange, other_market_type, other_symbol, known_at)', day='known_at')) }}
@@ -46,7 +47,7 @@ seconds as (
         and period_end >= {{ range_start() }}
         and period_end < {{ range_end() }}
         {%- elif appends %}
-        and m.known_at > {{ pairs_resume_at('published') }} - toIntervalSecond({{ period_s }})
+        and m.known_at > {{ pairs_resume_at('published', coverage) }} - toIntervalSecond({{ period_s }})
         {%- endif %}
 ),
 

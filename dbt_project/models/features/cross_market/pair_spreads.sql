@@ -1,4 +1,5 @@
 {%- set appends = is_incremental() and not is_ranged() %}
+{%- set coverage = ref('venue_coverage') %}
 {%- set run_s = var('cross_run_s') %}
 {%- set window_s = var('cross_window_s') %}
 {%- set per_second = 1000 // var('lead_lag_step_ms') %}
@@ -47,7 +48,7 @@ windows as (
         and run_at >= {{ range_start() }}
         and run_at < {{ range_end() }}
     {%- elif appends %}
-    where m.known_at > {{ pairs_resume_at('published') }} - toIntervalSecond({{ window_s }})
+    where m.known_at > {{ pairs_resume_at('published', coverage) }} - toIntervalSecond({{ window_s }})
     {%- endif %}
     group by base_asset, exchange, market_type, symbol, run_at
     having count() = {{ window_s // 60 }}
