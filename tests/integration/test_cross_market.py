@@ -38,7 +38,14 @@ VARS: dict[str, Any] = {
     "information_share_lags": LAGS,
 }
 TABLES = (
-    *("venue_minutes", "partner_runs", "pair_lead_lag", "pair_spreads", "pair_information_shares", "bucket_partners"),
+    *(
+        "venue_minutes",
+        "partner_runs",
+        "pair_lead_lag",
+        "pair_spreads",
+        "pair_information_shares",
+        "bucket_partners",
+    ),
     *("venue_activity", "cross_consistency", "price_discovery", "cross_spread"),
 )
 BookRow = tuple[int, int, int, int, int, int, int]
@@ -115,7 +122,16 @@ def _market(seed: int) -> Market:
                 trades.append(Trade(t, i, str(i), quantity, known, at(t) + r.choice([0, E8 // 100]), side))
         t, u = first - 2 * SECOND_US, 0
         while case.has_book and t < END:
-            t += r.choice([0, 100_000, 500_000, 1000, r.randrange(1, 900_000), *([14 * SECOND_US] * (r.random() < 0.004))])
+            t += r.choice(
+                [
+                    0,
+                    100_000,
+                    500_000,
+                    1000,
+                    r.randrange(1, 900_000),
+                    *([14 * SECOND_US] * (r.random() < 0.004)),
+                ]
+            )
             u += 1
             bid = at(max(t, START)) - E8 // 100 * r.choice([1, 1, 1, 3])
             late = r.choice([0] * 40 + [400_000, 3_000_000, 11_000_000])
@@ -127,7 +143,12 @@ def _market(seed: int) -> Market:
         if case.key[1] != "spot":
             market.funding[case.key] = [
                 # a rate each 100 s, known 20 s later; it settles at midnight, and then two hours on
-                (t, t + 20 * SECOND_US, r.randrange(-50, 50) / 1e6, MIDNIGHT if t < MIDNIGHT else MIDNIGHT + 7200 * SECOND_US)
+                (
+                    t,
+                    t + 20 * SECOND_US,
+                    r.randrange(-50, 50) / 1e6,
+                    MIDNIGHT if t < MIDNIGHT else MIDNIGHT + 7200 * SECOND_US,
+                )
                 for t in range(START, START + 16 * MINUTE_US, 100 * SECOND_US)
             ]
         market.venues[case.key] = _venue(case, trades, books)
@@ -149,7 +170,9 @@ def _venue(case: Case, trades: list[Trade], books: list[BookRow]) -> Venue:
     ordered = clock.on_time(trades)
     buckets = clock.buckets(trades, CONFIG, watermark=watermark)
     flow = features.trade_flow(buckets, ordered, market_type=case.key[1], contract_value=case.contract_value)
-    return Venue(case.key, case.base, ordered, features.book_states(rows), buckets, flow["notional"], watermark)
+    return Venue(
+        case.key, case.base, ordered, features.book_states(rows), buckets, flow["notional"], watermark
+    )
 
 
 def _insert(market: Market, low: int = 0, high: int = 2**62) -> None:
@@ -266,7 +289,11 @@ class Expected:
 
     def share(self, this: Key, other: Key, end: int) -> dict[str, float]:
         """Of the period that ends at `end`; all NULL where there is none."""
-        names = {"information_share_low": "low", "information_share_high": "high", "component_share": "component"}
+        names = {
+            "information_share_low": "low",
+            "information_share_high": "high",
+            "component_share": "component",
+        }
         if (this, other, end) not in self.shares:
             found = self._share(this, other, end)
             self.shares[this, other, end] = {n: found.get(k, math.nan) for n, k in names.items()}
@@ -274,7 +301,9 @@ class Expected:
 
     def _share(self, this: Key, other: Key, end: int) -> dict[str, float]:
         minutes = sorted(
-            m for m in self.told[this] & self.told[other] if end - PERIOD_S * SECOND_US < m <= end < END + SECOND_US
+            m
+            for m in self.told[this] & self.told[other]
+            if end - PERIOD_S * SECOND_US < m <= end < END + SECOND_US
         )
         mids: tuple[list[float], list[float]] = ([], [])
         for i, m in enumerate(minutes):
@@ -316,10 +345,14 @@ class Expected:
                 )
                 if other is reference:
                     row["reference_minute_trades"] = theirs["minute_trades"] if theirs else math.nan
-                    row["reference_minute_book_updates"] = theirs["minute_book_updates"] if theirs else math.nan
+                    row["reference_minute_book_updates"] = (
+                        theirs["minute_book_updates"] if theirs else math.nan
+                    )
                     state = self.market.venues[other].state_at(at)
                     known = self.market.venues[other].states.rows.timestamp
-                    row["reference_book_age_ms"] = math.nan if math.isnan(mids[-1]) else (at - int(known[state])) / 1000
+                    row["reference_book_age_ms"] = (
+                        math.nan if math.isnan(mids[-1]) else (at - int(known[state])) / 1000
+                    )
             row["cross_verdict"], row["basis_verdict"] = verdicts
             row["cross_is_on"], row["basis_is_on"] = (float(v == "on") for v in verdicts)
             pair = self.pair(key, reference, run) if reference else None
@@ -373,7 +406,12 @@ TEXT = {"cross_verdict", "basis_verdict"}
 # Differences of logs: a price has 16 digits, and what is left of them is about a ten-thousandth.
 LOGS = {
     *("lead_lag_correlation", "cross_correlation", "hy_correlation", "hy_lead_lag_ratio", "hedge_ratio"),
-    *("cointegration_residual_bps", "cointegration_residual_z", "cointegration_half_life_s", "cross_spread_hurst"),
+    *(
+        "cointegration_residual_bps",
+        "cointegration_residual_z",
+        "cointegration_half_life_s",
+        "cross_spread_hurst",
+    ),
     *("cross_spread_bps", "cross_spread_z", "basis_bps", "basis_deviation_bps"),
     *("information_share_low", "information_share_high", "component_share"),
 }
@@ -395,7 +433,9 @@ def test_equal_to_the_oracle(built: Market, expected: Expected, case: Case) -> N
                 assert [r[name] for r in rows] == want, name
                 continue
             got = np.array([math.nan if r[name] is None else r[name] for r in rows], dtype=float)
-            np.testing.assert_array_equal(np.isnan(got), np.isnan(np.array(want, dtype=float)), err_msg=f"{name}: NULLs")
+            np.testing.assert_array_equal(
+                np.isnan(got), np.isnan(np.array(want, dtype=float)), err_msg=f"{name}: NULLs"
+            )
             loose = name in LOGS
             np.testing.assert_allclose(
                 got, want, rtol=1e-6 if loose else 1e-9, atol=1e-7 if loose else 1e-12, err_msg=name
@@ -413,7 +453,9 @@ def test_every_lag_of_every_pair_equals_the_oracle(built: Market, expected: Expe
         want = expected.lead(this, other, r["run"])
         assert want is not None, r
         for name in ("correlations", "hy_correlations"):
-            np.testing.assert_allclose(r[name], want[name], rtol=1e-6, atol=1e-9, err_msg=f"{this} {other} {name}")
+            np.testing.assert_allclose(
+                r[name], want[name], rtol=1e-6, atol=1e-9, err_msg=f"{this} {other} {name}"
+            )
     mirrored = query(
         "select count() as n from pair_lead_lag as a inner join pair_lead_lag as b on a.known_at = b.known_at "
         "and (a.exchange, a.market_type, a.symbol) = (b.other_exchange, b.other_market_type, b.other_symbol) "
@@ -426,9 +468,16 @@ def test_every_lag_of_every_pair_equals_the_oracle(built: Market, expected: Expe
 
 def test_the_cases_reach_the_edges(built: Market) -> None:
     """The comparison means something only if every verdict occurs, and values and NULLs beside each other."""
-    found = {r["v"] for r in query("select distinct arrayJoin([cross_verdict, basis_verdict]) as v from cross_consistency")}
+    found = {
+        r["v"]
+        for r in query(
+            "select distinct arrayJoin([cross_verdict, basis_verdict]) as v from cross_consistency"
+        )
+    }
     assert found >= {"on", "no_partner", "no_book", "few_trades", "no_prices", "price_difference"}
-    columns = {t: [c for c in query(f"select * from {t} limit 1")[0] if c not in (*KEYS, *TEXT)] for t in PUBLIC}
+    columns = {
+        t: [c for c in query(f"select * from {t} limit 1")[0] if c not in (*KEYS, *TEXT)] for t in PUBLIC
+    }
     for table, names in columns.items():
         for name in names:
             [row] = query(

@@ -76,7 +76,9 @@ class Venue:
 
     def minutes(self, settings: Settings) -> set[int]:
         """Ends of the minutes that are told."""
-        signs = {t.timestamp // MINUTE_US for t in self.trades} | {int(t) // MINUTE_US for t in self.knowledge}
+        signs = {t.timestamp // MINUTE_US for t in self.trades} | {
+            int(t) // MINUTE_US for t in self.knowledge
+        }
         ends = {(m + 1 + k) * MINUTE_US for m in signs for k in range(settings.window_s // 60 + 1)}
         return {m for m in ends if m < self.closed_to}
 
@@ -89,7 +91,9 @@ def minute(venue: Venue, end: int) -> dict[str, float]:
     for name, count, times in (("trade", "minute_trades", trades), ("book", "minute_book_updates", books)):
         out[count] = len(times)
         out[f"minute_{name}_gap_max_ms"] = float(np.max(np.diff([end - MINUTE_US, *times, end]))) / 1000
-        out[f"minute_{name}_gap_median_ms"] = float(np.median(np.diff(times))) / 1000 if len(times) > 1 else NULL
+        out[f"minute_{name}_gap_median_ms"] = (
+            float(np.median(np.diff(times))) / 1000 if len(times) > 1 else NULL
+        )
     return out
 
 
@@ -99,7 +103,9 @@ def last_minute(venue: Venue, told: set[int], at: int) -> dict[str, float] | Non
     return minute(venue, end) if end >= at - STALE_MINUTE_US else None
 
 
-def partners(venues: Sequence[Venue], run: int, settings: Settings) -> dict[Key, tuple[Key | None, Key | None]]:
+def partners(
+    venues: Sequence[Venue], run: int, settings: Settings
+) -> dict[Key, tuple[Key | None, Key | None]]:
     """By instrument: its reference and the other leg of its basis at `run` (µs)."""
     out: dict[Key, tuple[Key | None, Key | None]] = {}
     for base in {v.base for v in venues}:
@@ -186,7 +192,9 @@ def spreads(this: Venue, other: Venue, run: int, settings: Settings) -> dict[str
     p, q = last_prices(this, run, settings), last_prices(other, run, settings)
     differences = [abs(p[s] - q[s]) / ((p[s] + q[s]) / 2) * 1e4 for s in p.keys() & q.keys()]
     out = {
-        "price_difference_mean_bps": math.fsum(differences) / len(differences) if len(differences) >= 10 else NULL,
+        "price_difference_mean_bps": math.fsum(differences) / len(differences)
+        if len(differences) >= 10
+        else NULL,
         "price_difference_p99_bps": float(np.percentile(differences, 99)) if len(differences) >= 10 else NULL,
         **dict.fromkeys(("slope", "intercept", "residual_sd_bps", "half_life_s", "hurst"), NULL),
     }
@@ -217,7 +225,9 @@ def spreads(this: Venue, other: Venue, run: int, settings: Settings) -> dict[str
 def rolling_z(values: Floats, keys: Sequence[object], b: int, window: int) -> float:
     """values[b] against the last `window` values that have the key of b."""
     past = [
-        values[i] for i in range(max(0, b - window + 1), b + 1) if keys[i] == keys[b] and not math.isnan(values[i])
+        values[i]
+        for i in range(max(0, b - window + 1), b + 1)
+        if keys[i] == keys[b] and not math.isnan(values[i])
     ]
     if len(past) < 10 or min(past) == max(past):
         return NULL

@@ -45,7 +45,9 @@ def test_shares_equal_those_of_the_long_run_impact() -> None:
         shares.append((parts / parts.sum())[order.index(0)])
     found = mp_information_share(np.exp(prices[0]), np.exp(prices[1]), 2)
     assert [found["low"], found["high"]] == pytest.approx(sorted(shares), abs=0.01)
-    assert found["component"] == pytest.approx(fitted.alpha[1, 0] / (fitted.alpha[1, 0] - fitted.alpha[0, 0]), abs=0.01)
+    assert found["component"] == pytest.approx(
+        fitted.alpha[1, 0] / (fitted.alpha[1, 0] - fitted.alpha[0, 0]), abs=0.01
+    )
     # by construction: w = (0.8, 0.2), correlation 0.5
     assert found["component"] == pytest.approx(0.8, abs=0.05)
     assert found["high"] == pytest.approx((0.8 + 0.1) ** 2 / 0.84, abs=0.03)
@@ -55,7 +57,9 @@ def test_shares_equal_those_of_the_long_run_impact() -> None:
 def test_the_shares_of_both_markets_add_up_to_one() -> None:
     one, two = np.exp(_cointegrated((-0.05, 0.2), 0.5, 5000))
     a, b = mp_information_share(one, two, 3), mp_information_share(two, one, 3)
-    assert [a["low"] + b["high"], a["high"] + b["low"], a["component"] + b["component"]] == pytest.approx([1, 1, 1])
+    assert [a["low"] + b["high"], a["high"] + b["low"], a["component"] + b["component"]] == pytest.approx(
+        [1, 1, 1]
+    )
 
 
 def test_the_market_that_never_follows_discovers_everything() -> None:
