@@ -85,6 +85,8 @@ WITH_AS_OF: Final = {
 }
 NOT_COMPARED: Final = {
     "stg_watermarks": "how far the feeds have come: it is cut with the data and states nothing of the market",
+    "closed_feeds": "the same, of trades",
+    "venue_coverage": "how far `venue_minutes` has come, which is compared",
 }
 
 
@@ -132,7 +134,8 @@ def parts(build: Build, only: Collection[str] | None = None) -> list[Part]:
             continue
         labels = [c for c in names if c.startswith("label_")] if folder in FORWARD else []
         # the variant is the symbol
-        plain = tuple(c for c in names if c not in ("symbol", "underlying_asset", *labels))
+        named = {c for c in names if c.endswith("_symbol")}
+        plain = tuple(c for c in names if c not in ("symbol", "underlying_asset", *named, *labels))
         found.append(Part(name, source, as_of, plain))
         found += _labels(name, source, labels)
     assert not unknown, (
