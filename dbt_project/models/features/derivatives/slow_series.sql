@@ -1,0 +1,225 @@
+{%- set appends = is_incremental() and not is_ranged() %}
+{{ config(**bucket_grain(order_by='(source, exchange, market_type, symbol, known_at)', day='known_at')) }}
+{%- set n = var('slow_history') %}
+{%- set series = 'source, exchange, market_type, symbol' %}
+{%- set so_far = '(partition by ' ~ series ~ ' order by known_at rows between unbounded preceding and current row)' %}
+{%- set before = '(partition by ' ~ series ~ ' order by known_at rows between unbounded preceding and 1 preceding)' %}
+{%- set changes_before = '(partition by ' ~ series ~ ', is_change order by known_at rows between ' ~ n ~ ' preceding and 1 preceding)' %}
+
+-- What is published by the minute or more slowly, as this system came to know it, beside its own past. One shape for all sources.
+with published as (
+    select
+        'funding_rates' as source,
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        known_at,
+        toNullable(funding_rate) as value,
+        toNullable(funding_time) as funding_time,
+        next_funding_time,
+        -- of several rows of one moment the one with the smallest: here the next settlement
+        toUnixTimestamp64Micro(assumeNotNull(funding_time)) as preference
+    from {{ ref('stg_funding_rates') }}
+    union all
+    select
+        'open_interests' as source,
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        known_at,
+        open_interest as value,
+        null as funding_time,
+        null as next_funding_time,
+        toInt64(0) as preference
+    from {{ ref('stg_open_interests') }}
+    {%- for kind, who in [('lsr_all_accounts', 'account'), ('lsr_top_positions', 'position')] %}
+    union all
+    select
+        '{{ kind }}' as source,
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        known_at,
+        -- both zero: not given
+        if(long_{{ who }}_ratio + short_{{ who }}_ratio > 0, long_{{ who }}_ratio - short_{{ who }}_ratio, null) as value,
+        null as funding_time,
+        null as next_funding_time,
+        -- the shortest period
+        toInt64OrZero(extract(period, '^[0-9]+'))
+        * transform(extract(period, '[a-zA-Z]+$'), ['m', 'h', 'H', 'd', 'D'], [60, 3600, 3600, 86400, 86400], 1) as preference
+    from {{ ref('stg_' ~ kind) }}
+    {%- endfor %}
+    union all
+    -- an index belongs to an asset, wherever it is published
+    select
+        'volatility_indices' as source,
+        '' as exchange,
+        '' as market_type,
+        underlying_asset as symbol,
+        timestamp,
+        known_at,
+        nullIf(index_value, 0) as value,
+        null as funding_time,
+        null as next_funding_time,
+        -- the nearest maturity
+        toInt64(toUInt32(maturity_date)) * 0x100000000 + cityHash64(exchange, market_type, symbol) % 0x100000000 as preference
+    from {{ ref('stg_volatility_indices') }}
+),
+
+{% if appends %}
+last_published as (
+    select
+        source,
+        exchange,
+        market_type,
+        symbol,
+        max(known_at) as last_known_at
+    from {{ this }}
+    group by source, exchange, market_type, symbol
+),
+
+arrived as (
+    select a.*
+    from published as a
+    left join last_published as l
+        on a.source = l.source
+        and a.exchange = l.exchange
+        and a.market_type = l.market_type
+        and a.symbol = l.symbol
+    where l.last_known_at is null or a.known_at > l.last_known_at
+),
+{% endif %}
+
+moments as (
+    select
+        source,
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        known_at,
+        value,
+        funding_time,
+        next_funding_time,
+        true as is_new
+    from {{ 'arrived' if appends else 'published' }}
+    order by {{ series }}, known_at, timestamp desc, preference, value
+    limit 1 by {{ series }}, known_at
+),
+
+incoming as (
+    select *
+    from moments
+    {%- if appends %}
+    -- the last state, and the changes that the windows look back at
+    union all
+    select
+        source,
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        known_at,
+        value,
+        funding_time,
+        next_funding_time,
+        false as is_new
+    from {{ this }}
+    where (source, exchange, market_type, symbol, known_at) in (select * from last_published)
+    union all
+    select *
+    from (
+        select
+            source,
+            exchange,
+            market_type,
+            symbol,
+            timestamp,
+            known_at,
+            value,
+            funding_time,
+            next_funding_time,
+            false as is_new
+        from {{ this }}
+        where is_change and (source, exchange, market_type, symbol, known_at) not in (select * from last_published)
+        order by known_at desc
+        limit {{ n + 3 }} by source, exchange, market_type, symbol
+    )
+    {%- endif %}
+),
+
+-- What arrives after something newer is known is stale on arrival.
+kept as (
+    select *
+    from (
+        select
+            *,
+            max(timestamp) over {{ so_far }} as newest_so_far
+        from incoming
+    )
+    where timestamp = newest_so_far
+),
+
+changed as (
+    select
+        *,
+        -- NULLs are passed over: a feed that comes back with its old value has not changed
+        anyLast(value) over {{ before }} as value_seen,
+        value is not null and (value_seen is null or value != value_seen) as is_change
+    from kept
+),
+
+runs as (
+    select
+        *,
+        sum(is_change) over {{ so_far }} as run,
+        if(is_change, groupArray(assumeNotNull(value)) over {{ changes_before }}, []) as past_values,
+        if(
+            source = 'open_interests',
+            log(value / nullIf(past_values[-1], 0)),
+            if(empty(past_values), null, value - past_values[-1])
+        ) as step
+    from changed
+),
+
+histories as (
+    select
+        *,
+        groupArray(step) over {{ changes_before }} as past_steps
+    from runs
+),
+
+compared as (
+    select
+        *,
+        if(empty(past_values), null, past_values[-1]) as before,
+        {{ z_score('value', 'past_values') }} as z,
+        if(length(past_values) >= 10, arrayCount(v -> v < assumeNotNull(value), past_values) / length(past_values), null) as share_below,
+        if(is_change, {{ z_score('step', 'past_steps') }}, null) as step_z
+    from histories
+)
+
+-- A row that repeats a value takes over what was said of the value when it came.
+select
+    source,
+    exchange,
+    market_type,
+    symbol,
+    timestamp,
+    known_at,
+    value,
+    funding_time,
+    next_funding_time,
+    is_change,
+    {%- set in_run = '(partition by ' ~ series ~ ', run order by known_at rows between unbounded preceding and current row)' %}
+    if(value is null, null, first_value(timestamp) over {{ in_run }}) as unchanged_since,
+    {%- for column, of in [
+        ('value_before', 'before'), ('value_z', 'z'), ('value_rank', 'share_below'), ('value_step', 'step'), ('value_step_z', 'step_z'),
+    ] %}
+    if(value is null, null, first_value({{ of }}) over {{ in_run }}) as {{ column }}{{ ',' if not loop.last }}
+    {%- endfor %}
+from compared
+where is_new

@@ -1,0 +1,96 @@
+{{ config(**bucket_grain()) }}
+{%- set n = var('rolling_buckets') %}
+{%- set memory = var('regime_buckets') %}
+
+-- How volatile and how busy the instrument is, among what it has itself been before: ranks, never a quantile of the whole sample.
+with flow as (
+    select
+        f.exchange as exchange,
+        f.market_type as market_type,
+        f.symbol as symbol,
+        f.bucket_id as bucket_id,
+        f.bucket_ts_start as bucket_ts_start,
+        f.bucket_ts_end as bucket_ts_end,
+        f.is_new as is_new,
+        f.trade_count as trade_count,
+        m.mid_close as mid_close
+    from {{ new_buckets(ref('trade_flow'), context=memory + n + 1) }} as f
+    inner join {{ ref('bucket_moves') }} as m
+        on f.exchange = m.exchange
+        and f.market_type = m.market_type
+        and f.symbol = m.symbol
+        and f.bucket_id = m.bucket_id
+),
+
+steps as (
+    select
+        *,
+        log(mid_close / {{ before('mid_close', 1) }}) as r,
+        toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6 as seconds
+    from flow
+),
+
+states as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_start,
+        bucket_ts_end,
+        is_new,
+        count(r) over {{ past(n) }} as points,
+        arraySum(groupArray(r * r) over {{ past(n) }}) as squares,
+        arraySum(groupArray(if(r is null, null, seconds)) over {{ past(n) }}) as squares_seconds,
+        count(seconds) over {{ past(n) }} as counted,
+        sumIf(trade_count, seconds is not null) over {{ past(n) }} as trades,
+        arraySum(groupArray(seconds) over {{ past(n) }}) as elapsed,
+        if(points >= 10 and squares_seconds > 0, squares / squares_seconds, null) as variance_per_second,
+        if(counted >= 10 and elapsed > 0, trades / elapsed, null) as intensity
+    from steps
+),
+
+memories as (
+    select
+        *,
+        -- this bucket's value is the last of each: not below itself
+        groupArray(variance_per_second) over {{ past(memory + 1) }} as variances,
+        groupArray(intensity) over {{ past(memory + 1) }} as intensities
+    from states
+),
+
+ranks as (
+    select
+        *,
+        {%- for rank, of, all in [
+            ('realized_volatility_rank', 'variance_per_second', 'variances'), ('trade_intensity_rank', 'intensity', 'intensities'),
+        ] %}
+        if(
+            {{ of }} is null or length({{ all }}) <= 100,
+            null,
+            arrayCount(v -> v < assumeNotNull({{ of }}), {{ all }}) / (length({{ all }}) - 1)
+        ) as {{ rank }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from memories
+)
+
+select
+    exchange,
+    market_type,
+    symbol,
+    bucket_id,
+    bucket_ts_start,
+    bucket_ts_end,
+    realized_volatility_rank,
+    trade_intensity_rank,
+    if(
+        realized_volatility_rank is null or trade_intensity_rank is null,
+        null,
+        toInt8(multiIf(
+            least(realized_volatility_rank, trade_intensity_rank) > {{ var('regime_high_rank') }}, 1,
+            greatest(realized_volatility_rank, trade_intensity_rank) < {{ var('regime_low_rank') }}, -1,
+            0
+        ))
+    ) as volatility_regime
+from ranks
+where is_new = 1
