@@ -71,6 +71,7 @@ WITH_AS_OF: Final = {
 }
 NOT_COMPARED: Final = {
     "stg_watermarks": "how far the feeds have come: it is cut with the data and states nothing of the market",
+    "derivative_markets": "reference data: which contract an instrument looks at",
 }
 
 
@@ -223,6 +224,8 @@ ASOF_ALLOWED: Final = {
     "macros/time/as_of.sql": "the one place",
     "dbt_project/models/features/order_book/top_of_book.sql": "which bucket an update falls into: an update "
     "looks for the first bucket that had not ended before it; leakage_book_updates.sql counts after it",
+    "dbt_project/models/features/derivatives/liquidation_panic.sql": "which bucket a liquidation falls into: "
+    "the first that had not ended before it",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(

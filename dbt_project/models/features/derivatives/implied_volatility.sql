@@ -11,8 +11,8 @@ with moves as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        log(mid_close / {{ before('mid_close', 1) }}) as r,
-        if(r is null, null, toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6) as seconds
+        log(mid_close / {{ before('mid_close', 1) }}) as move,
+        if(move is null, null, toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6) as seconds
     from {{ new_buckets(ref('bucket_moves'), context=2 * n) }}
 ),
 
@@ -25,8 +25,8 @@ realized as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        count(r) over {{ past(n) }} as points,
-        arraySum(groupArray(r * r) over {{ past(n) }}) as squares,
+        count(move) over {{ past(n) }} as points,
+        arraySum(groupArray(move * move) over {{ past(n) }}) as squares,
         arraySum(groupArray(seconds) over {{ past(n) }}) as elapsed,
         if(points >= 10 and elapsed > 0, 100 * sqrt(squares / elapsed * 365 * 86400), null) as realized_volatility
     from moves

@@ -2,7 +2,20 @@
 {%- set k = var('liquidation_buckets') %}
 
 -- Liquidations over the last buckets: how many, how large, how dense, who was first, and what the mid did since, as far as it is known.
-with buckets as (
+with flow as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_start,
+        bucket_ts_end,
+        is_new,
+        notional
+    from {{ new_buckets(ref('trade_flow'), context=k) }}
+),
+
+buckets as (
     select
         f.exchange as exchange,
         f.market_type as market_type,
@@ -12,13 +25,14 @@ with buckets as (
         f.bucket_ts_end as bucket_ts_end,
         f.is_new as is_new,
         f.notional as notional,
-        m.mid_close as mid_close
-    from {{ new_buckets(ref('trade_flow'), context=k) }} as f
-    inner join {{ ref('bucket_moves') }} as m
-        on f.exchange = m.exchange
-        and f.market_type = m.market_type
-        and f.symbol = m.symbol
-        and f.bucket_id = m.bucket_id
+        b.mid_close as mid_close
+    from flow as f
+    inner join {{ ref('top_of_book') }} as b
+        on f.exchange = b.exchange
+        and f.market_type = b.market_type
+        and f.symbol = b.symbol
+        and f.bucket_id = b.bucket_id
+    where b.bucket_ts_start >= (select min(bucket_ts_start) from flow)
 ),
 
 -- Those of the derivative that the instrument looks at, and those of the same asset on other venues.

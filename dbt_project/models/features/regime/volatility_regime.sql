@@ -5,6 +5,19 @@
 -- How volatile and how busy the instrument is, among what it has itself been before: ranks, never a quantile of the whole sample.
 with flow as (
     select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        bucket_ts_start,
+        bucket_ts_end,
+        is_new,
+        trade_count
+    from {{ new_buckets(ref('trade_flow'), context=memory + n + 1) }}
+),
+
+moves as (
+    select
         f.exchange as exchange,
         f.market_type as market_type,
         f.symbol as symbol,
@@ -13,21 +26,22 @@ with flow as (
         f.bucket_ts_end as bucket_ts_end,
         f.is_new as is_new,
         f.trade_count as trade_count,
-        m.mid_close as mid_close
-    from {{ new_buckets(ref('trade_flow'), context=memory + n + 1) }} as f
-    inner join {{ ref('bucket_moves') }} as m
-        on f.exchange = m.exchange
-        and f.market_type = m.market_type
-        and f.symbol = m.symbol
-        and f.bucket_id = m.bucket_id
+        b.mid_close as mid_close
+    from flow as f
+    inner join {{ ref('top_of_book') }} as b
+        on f.exchange = b.exchange
+        and f.market_type = b.market_type
+        and f.symbol = b.symbol
+        and f.bucket_id = b.bucket_id
+    where b.bucket_ts_start >= (select min(bucket_ts_start) from flow)
 ),
 
 steps as (
     select
         *,
-        log(mid_close / {{ before('mid_close', 1) }}) as r,
+        log(mid_close / {{ before('mid_close', 1) }}) as move,
         toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6 as seconds
-    from flow
+    from moves
 ),
 
 states as (
@@ -39,9 +53,9 @@ states as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        count(r) over {{ past(n) }} as points,
-        arraySum(groupArray(r * r) over {{ past(n) }}) as squares,
-        arraySum(groupArray(if(r is null, null, seconds)) over {{ past(n) }}) as squares_seconds,
+        count(move) over {{ past(n) }} as points,
+        arraySum(groupArray(move * move) over {{ past(n) }}) as squares,
+        arraySum(groupArray(if(move is null, null, seconds)) over {{ past(n) }}) as squares_seconds,
         count(seconds) over {{ past(n) }} as counted,
         sumIf(trade_count, seconds is not null) over {{ past(n) }} as trades,
         arraySum(groupArray(seconds) over {{ past(n) }}) as elapsed,
