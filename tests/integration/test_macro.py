@@ -296,7 +296,7 @@ def test_equal_to_the_oracle(built: Market, instrument: Instrument) -> None:
         if family == "session":
             ends = np.array([round(r["bucket_ts_end"].timestamp() * 1e6) for r in rows], dtype=np.int64)
             names, weekend = macro.session(ends)
-            assert [r["session"] for r in rows] == names
+            assert [r["trading_session"] for r in rows] == names
             assert [r["is_weekend"] for r in rows] == weekend.tolist()
             continue
         for column in [c for c in rows[0] if c not in KEYS]:

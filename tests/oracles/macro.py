@@ -39,7 +39,7 @@ class SlowRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is known of a series from `known_at` on. value_* as in the model `slow_series`."""
+    """What is known of a series from `known_at` on. See the model `slow_series`."""
 
     timestamp: int
     known_at: int

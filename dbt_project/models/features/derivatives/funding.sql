@@ -25,7 +25,7 @@ moments as (
 rates as (
     select *
     from {{ ref('slow_series_asof') }}
-    where source = 'funding_rates'
+    where kind = 'funding_rates'
 ),
 
 known as (
@@ -33,9 +33,9 @@ known as (
         'moments',
         'rates',
         {
-            'value': 'rate',
-            'value_step': 'step',
-            'value_z': 'z',
+            'reading': 'rate',
+            'reading_step': 'step',
+            'reading_z': 'z',
             'funding_time': 'funding_time',
             'next_funding_time': 'next_funding_time',
         },

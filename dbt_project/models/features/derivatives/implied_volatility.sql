@@ -11,8 +11,8 @@ with moves as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        log(mid_close / {{ before('mid_close', 1) }}) as move,
-        if(move is null, null, toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6) as seconds
+        log(mid_close / {{ before('mid_close', 1) }}) as mid_move,
+        if(mid_move is null, null, toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6) as seconds
     from {{ new_buckets(ref('bucket_moves'), context=2 * n) }}
 ),
 
@@ -25,8 +25,8 @@ realized as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        count(move) over {{ past(n) }} as points,
-        arraySum(groupArray(move * move) over {{ past(n) }}) as squares,
+        count(mid_move) over {{ past(n) }} as points,
+        arraySum(groupArray(mid_move * mid_move) over {{ past(n) }}) as squares,
         arraySum(groupArray(seconds) over {{ past(n) }}) as elapsed,
         if(points >= 10 and elapsed > 0, 100 * sqrt(squares / elapsed * 365 * 86400), null) as realized_volatility
     from moves
@@ -45,14 +45,14 @@ buckets as (
 indices as (
     select *
     from {{ ref('slow_series_asof') }}
-    where source = 'volatility_indices'
+    where kind = 'volatility_indices'
 ),
 
 implied as (
     {{ as_of(
         'buckets',
         'indices',
-        {'value': 'implied_volatility'},
+        {'reading': 'implied_volatility'},
         var('volatility_index_max_lag_s') * 1000,
         prefix='implied',
     ) }}

@@ -45,7 +45,7 @@ liquidations as (
         l.known_at as known_at,
         l.exchange = d.exchange as is_own,
         l.side = 'sell' as is_sell,
-        toFloat64(i.contract_value) * l.quantity * if(l.market_type = 'inverse', 1, l.price) as value
+        toFloat64(i.contract_value) * l.quantity * if(l.market_type = 'inverse', 1, l.price) as worth
     from {{ ref('stg_liquidations') }} as l
     inner join {{ ref('instruments') }} as i
         on l.exchange = i.exchange
@@ -116,7 +116,7 @@ in_buckets as (
         e.market_type as market_type,
         e.symbol as symbol,
         e.bucket_id as bucket_id,
-        arraySort(groupArrayIf((toUnixTimestamp64Micro(l.timestamp), l.value, l.is_sell), l.is_own)) as own,
+        arraySort(groupArrayIf((toUnixTimestamp64Micro(l.timestamp), l.worth, l.is_sell), l.is_own)) as own,
         arraySort(groupArrayIf(toUnixTimestamp64Micro(l.timestamp), not l.is_own)) as elsewhere
     from liquidations as l
     asof join ends as e
@@ -130,14 +130,11 @@ in_buckets as (
     group by e.exchange, e.market_type, e.symbol, e.bucket_id
 ),
 
-windows as (
+with_liquidations as (
     select
         b.*,
-        arraySort(arrayFlatten(groupArray(l.own) over {{ past(k) }})) as liquidated,
-        arrayFlatten(groupArray(l.elsewhere) over {{ past(k) }}) as liquidated_elsewhere,
-        arraySum(groupArray(b.notional) over {{ past(k) }}) as traded,
-        -- one more: the mid before the window's first liquidation may be that of the bucket before it
-        groupArray((ifNull(b.mid_close, nan), length(l.own) > 0)) over {{ past(k + 1) }} as mids
+        l.own as own,
+        l.elsewhere as elsewhere
     from buckets as b
     left join in_buckets as l
         on b.exchange = l.exchange
@@ -146,11 +143,22 @@ windows as (
         and b.bucket_id = l.bucket_id
 ),
 
+windows as (
+    select
+        *,
+        arraySort(arrayFlatten(groupArray(own) over {{ past(k) }})) as liquidated,
+        arrayFlatten(groupArray(elsewhere) over {{ past(k) }}) as liquidated_elsewhere,
+        arraySum(groupArray(notional) over {{ past(k) }}) as traded,
+        -- one more: the mid before the window's first liquidation may be that of the bucket before it
+        groupArray((ifNull(mid_close, nan), notEmpty(own))) over {{ past(k + 1) }} as mids
+    from with_liquidations
+),
+
 measured as (
     select
         *,
         liquidated.1 as times,
-        arraySum(liquidated.2) as value,
+        arraySum(liquidated.2) as worth,
         arraySum(arrayFilter(l -> l.3, liquidated).2) as sold,
         -- neighbours in time; the ends have one
         arrayPopFront(arrayDifference(times)) as gaps,
@@ -158,7 +166,7 @@ measured as (
             (before, after) -> before <= 1000000 or after <= 1000000,
             arrayPushFront(gaps, 1000001),
             arrayPushBack(gaps, 1000001)
-        ) as clustered,
+        ) as close_in_time,
         arrayFirstIndex(
             (is_liquidated, place) -> is_liquidated and place > if(length(mids) > {{ k }}, 1, 0),
             mids.2,
@@ -166,7 +174,7 @@ measured as (
         ) as first_hit,
         if(first_hit > 1, mids[first_hit - 1].1, nan) as mid_before,
         -- liquidated longs sell: the price is pushed down
-        sign(value - 2 * sold) as direction,
+        sign(worth - 2 * sold) as direction,
         arrayMap(
             mid -> direction * (mid / mid_before - 1) * 10000,
             arrayFilter(mid -> not isNaN(mid), arraySlice(mids.1, greatest(first_hit, 1)))
@@ -186,10 +194,10 @@ select
     a.liquidation_age_ms / 1000 as seconds_since_liquidation,
     if(a.last_liquidation_at is null, null, toUInt32(length(m.liquidated))) as liquidation_count,
     if(a.last_liquidation_at is null, null, toUInt32(length(m.liquidated_elsewhere))) as liquidation_count_elsewhere,
-    if(a.last_liquidation_at is null, null, m.value) as liquidation_notional,
-    if(a.last_liquidation_at is null or m.traded <= 0, null, m.value / m.traded) as liquidation_to_traded,
-    if(m.value > 0, m.sold / m.value, null) as liquidation_sell_share,
-    if(empty(m.liquidated), null, m.clustered / length(m.liquidated)) as liquidation_cluster_share,
+    if(a.last_liquidation_at is null, null, m.worth) as liquidation_notional,
+    if(a.last_liquidation_at is null or m.traded <= 0, null, m.worth / m.traded) as liquidation_to_traded,
+    if(m.worth > 0, m.sold / m.worth, null) as liquidation_sell_share,
+    if(empty(m.liquidated), null, m.close_in_time / length(m.liquidated)) as liquidation_cluster_share,
     if(
         empty(m.liquidated) or empty(m.liquidated_elsewhere),
         null,

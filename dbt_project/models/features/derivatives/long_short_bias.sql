@@ -15,14 +15,14 @@ with buckets as (
 {{ of }} as (
     select *
     from {{ ref('slow_series_asof') }}
-    where source = '{{ kind }}'
+    where kind = '{{ kind }}'
 ),
 
 known_{{ of }} as (
     {{ as_of(
         'buckets',
         of,
-        {'value': 'bias', 'value_step': 'step', 'unchanged_since': 'unchanged_since'},
+        {'reading': 'bias', 'reading_step': 'step', 'unchanged_since': 'unchanged_since'},
         var('lsr_max_lag_s') * 1000,
         prefix='bias',
     ) }}

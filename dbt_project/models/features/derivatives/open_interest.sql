@@ -15,14 +15,14 @@ with buckets as (
 interests as (
     select *
     from {{ ref('slow_series_asof') }}
-    where source = 'open_interests'
+    where kind = 'open_interests'
 ),
 
 known as (
     {{ as_of(
         'buckets',
         'interests',
-        {'value': 'interest', 'value_step': 'step', 'value_step_z': 'step_z', 'value_rank': 'rank', 'unchanged_since': 'unchanged_since'},
+        {'reading': 'interest', 'reading_step': 'step', 'reading_step_z': 'step_z', 'reading_rank': 'rank', 'unchanged_since': 'unchanged_since'},
         var('open_interest_max_lag_s') * 1000,
         prefix='interest',
     ) }}

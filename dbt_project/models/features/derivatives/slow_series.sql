@@ -1,21 +1,22 @@
 {%- set appends = is_incremental() and not is_ranged() %}
-{{ config(**bucket_grain(order_by='(source, exchange, market_type, symbol, known_at)', day='known_at')) }}
+{{ config(**bucket_grain(order_by='(kind, exchange, market_type, symbol, known_at)', day='known_at')) }}
 {%- set n = var('slow_history') %}
-{%- set series = 'source, exchange, market_type, symbol' %}
+{%- set series = 'kind, exchange, market_type, symbol' %}
 {%- set so_far = '(partition by ' ~ series ~ ' order by known_at rows between unbounded preceding and current row)' %}
 {%- set before = '(partition by ' ~ series ~ ' order by known_at rows between unbounded preceding and 1 preceding)' %}
+{%- set in_run = '(partition by ' ~ series ~ ', run order by known_at rows between unbounded preceding and current row)' %}
 {%- set changes_before = '(partition by ' ~ series ~ ', is_change order by known_at rows between ' ~ n ~ ' preceding and 1 preceding)' %}
 
--- What is published by the minute or more slowly, as this system came to know it, beside its own past. One shape for all sources.
+-- What is published by the minute or more slowly, as this system came to know it, beside its own past. One shape for all kinds.
 with published as (
     select
-        'funding_rates' as source,
+        'funding_rates' as kind,
         exchange,
         market_type,
         symbol,
         timestamp,
         known_at,
-        toNullable(funding_rate) as value,
+        toNullable(funding_rate) as reading,
         toNullable(funding_time) as funding_time,
         next_funding_time,
         -- of several rows of one moment the one with the smallest: here the next settlement
@@ -23,13 +24,13 @@ with published as (
     from {{ ref('stg_funding_rates') }}
     union all
     select
-        'open_interests' as source,
+        'open_interests' as kind,
         exchange,
         market_type,
         symbol,
         timestamp,
         known_at,
-        open_interest as value,
+        open_interest as reading,
         null as funding_time,
         null as next_funding_time,
         toInt64(0) as preference
@@ -37,14 +38,14 @@ with published as (
     {%- for kind, who in [('lsr_all_accounts', 'account'), ('lsr_top_positions', 'position')] %}
     union all
     select
-        '{{ kind }}' as source,
+        '{{ kind }}' as kind,
         exchange,
         market_type,
         symbol,
         timestamp,
         known_at,
         -- both zero: not given
-        if(long_{{ who }}_ratio + short_{{ who }}_ratio > 0, long_{{ who }}_ratio - short_{{ who }}_ratio, null) as value,
+        if(long_{{ who }}_ratio + short_{{ who }}_ratio > 0, long_{{ who }}_ratio - short_{{ who }}_ratio, null) as reading,
         null as funding_time,
         null as next_funding_time,
         -- the shortest period
@@ -55,13 +56,13 @@ with published as (
     union all
     -- an index belongs to an asset, wherever it is published
     select
-        'volatility_indices' as source,
+        'volatility_indices' as kind,
         '' as exchange,
         '' as market_type,
         underlying_asset as symbol,
         timestamp,
         known_at,
-        nullIf(index_value, 0) as value,
+        nullIf(index_value, 0) as reading,
         null as funding_time,
         null as next_funding_time,
         -- the nearest maturity
@@ -72,20 +73,20 @@ with published as (
 {% if appends %}
 last_published as (
     select
-        source,
+        kind,
         exchange,
         market_type,
         symbol,
         max(known_at) as last_known_at
     from {{ this }}
-    group by source, exchange, market_type, symbol
+    group by kind, exchange, market_type, symbol
 ),
 
 arrived as (
     select a.*
     from published as a
     left join last_published as l
-        on a.source = l.source
+        on a.kind = l.kind
         and a.exchange = l.exchange
         and a.market_type = l.market_type
         and a.symbol = l.symbol
@@ -95,18 +96,18 @@ arrived as (
 
 moments as (
     select
-        source,
+        kind,
         exchange,
         market_type,
         symbol,
         timestamp,
         known_at,
-        value,
+        reading,
         funding_time,
         next_funding_time,
         true as is_new
     from {{ 'arrived' if appends else 'published' }}
-    order by {{ series }}, known_at, timestamp desc, preference, value
+    order by {{ series }}, known_at, timestamp desc, preference, reading
     limit 1 by {{ series }}, known_at
 ),
 
@@ -117,36 +118,36 @@ incoming as (
     -- the last state, and the changes that the windows look back at
     union all
     select
-        source,
+        kind,
         exchange,
         market_type,
         symbol,
         timestamp,
         known_at,
-        value,
+        reading,
         funding_time,
         next_funding_time,
         false as is_new
     from {{ this }}
-    where (source, exchange, market_type, symbol, known_at) in (select * from last_published)
+    where (kind, exchange, market_type, symbol, known_at) in (select * from last_published)
     union all
     select *
     from (
         select
-            source,
+            kind,
             exchange,
             market_type,
             symbol,
             timestamp,
             known_at,
-            value,
+            reading,
             funding_time,
             next_funding_time,
             false as is_new
         from {{ this }}
-        where is_change and (source, exchange, market_type, symbol, known_at) not in (select * from last_published)
+        where is_change and (kind, exchange, market_type, symbol, known_at) not in (select * from last_published)
         order by known_at desc
-        limit {{ n + 3 }} by source, exchange, market_type, symbol
+        limit {{ n + 3 }} by kind, exchange, market_type, symbol
     )
     {%- endif %}
 ),
@@ -167,8 +168,8 @@ changed as (
     select
         *,
         -- NULLs are passed over: a feed that comes back with its old value has not changed
-        anyLast(value) over {{ before }} as value_seen,
-        value is not null and (value_seen is null or value != value_seen) as is_change
+        anyLast(reading) over {{ before }} as reading_seen,
+        reading is not null and (reading_seen is null or reading != reading_seen) as is_change
     from kept
 ),
 
@@ -176,50 +177,57 @@ runs as (
     select
         *,
         sum(is_change) over {{ so_far }} as run,
-        if(is_change, groupArray(assumeNotNull(value)) over {{ changes_before }}, []) as past_values,
+        if(is_change, groupArray(assumeNotNull(reading)) over {{ changes_before }}, []) as past_readings,
         if(
-            source = 'open_interests',
-            log(value / nullIf(past_values[-1], 0)),
-            if(empty(past_values), null, value - past_values[-1])
-        ) as step
+            kind = 'open_interests',
+            log(reading / nullIf(past_readings[-1], 0)),
+            if(empty(past_readings), null, reading - past_readings[-1])
+        ) as difference
     from changed
 ),
 
 histories as (
     select
         *,
-        groupArray(step) over {{ changes_before }} as past_steps
+        groupArray(difference) over {{ changes_before }} as past_differences
     from runs
 ),
 
 compared as (
     select
         *,
-        if(empty(past_values), null, past_values[-1]) as before,
-        {{ z_score('value', 'past_values') }} as z,
-        if(length(past_values) >= 10, arrayCount(v -> v < assumeNotNull(value), past_values) / length(past_values), null) as share_below,
-        if(is_change, {{ z_score('step', 'past_steps') }}, null) as step_z
+        if(empty(past_readings), null, past_readings[-1]) as before,
+        {{ z_score('reading', 'past_readings') }} as z,
+        if(
+            length(past_readings) >= 10,
+            arrayCount(v -> v < assumeNotNull(reading), past_readings) / length(past_readings),
+            null
+        ) as share_below,
+        if(is_change, {{ z_score('difference', 'past_differences') }}, null) as difference_z
     from histories
 )
 
 -- A row that repeats a value takes over what was said of the value when it came.
 select
-    source,
+    kind,
     exchange,
     market_type,
     symbol,
     timestamp,
     known_at,
-    value,
+    reading,
     funding_time,
     next_funding_time,
     is_change,
-    {%- set in_run = '(partition by ' ~ series ~ ', run order by known_at rows between unbounded preceding and current row)' %}
-    if(value is null, null, first_value(timestamp) over {{ in_run }}) as unchanged_since,
     {%- for column, of in [
-        ('value_before', 'before'), ('value_z', 'z'), ('value_rank', 'share_below'), ('value_step', 'step'), ('value_step_z', 'step_z'),
+        ('reading_before', 'before'),
+        ('reading_z', 'z'),
+        ('reading_rank', 'share_below'),
+        ('reading_step', 'difference'),
+        ('reading_step_z', 'difference_z'),
     ] %}
-    if(value is null, null, first_value({{ of }}) over {{ in_run }}) as {{ column }}{{ ',' if not loop.last }}
+    if(reading is null, null, first_value({{ of }}) over {{ in_run }}) as {{ column }},
     {%- endfor %}
+    if(reading is null, null, first_value(timestamp) over {{ in_run }}) as unchanged_since
 from compared
 where is_new

@@ -23,21 +23,21 @@ with looks_at as (
 )
 
 select
-    s.source as source,
+    s.kind as kind,
     l.exchange as exchange,
     l.market_type as market_type,
     l.symbol as symbol,
     s.timestamp as timestamp,
     s.known_at as known_at,
-    s.value as value,
+    s.reading as reading,
     s.funding_time as funding_time,
     s.next_funding_time as next_funding_time,
     s.unchanged_since as unchanged_since,
-    s.value_before as value_before,
-    s.value_z as value_z,
-    s.value_rank as value_rank,
-    s.value_step as value_step,
-    s.value_step_z as value_step_z
+    s.reading_before as reading_before,
+    s.reading_z as reading_z,
+    s.reading_rank as reading_rank,
+    s.reading_step as reading_step,
+    s.reading_step_z as reading_step_z
 from {{ ref('slow_series') }} as s
 inner join looks_at as l
     on s.exchange = l.series_exchange

@@ -39,7 +39,7 @@ moves as (
 steps as (
     select
         *,
-        log(mid_close / {{ before('mid_close', 1) }}) as move,
+        log(mid_close / {{ before('mid_close', 1) }}) as mid_move,
         toFloat64(dateDiff('microsecond', {{ before('bucket_ts_end', 1) }}, bucket_ts_end)) / 1e6 as seconds
     from moves
 ),
@@ -53,9 +53,9 @@ states as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        count(move) over {{ past(n) }} as points,
-        arraySum(groupArray(move * move) over {{ past(n) }}) as squares,
-        arraySum(groupArray(if(move is null, null, seconds)) over {{ past(n) }}) as squares_seconds,
+        count(mid_move) over {{ past(n) }} as points,
+        arraySum(groupArray(mid_move * mid_move) over {{ past(n) }}) as squares,
+        arraySum(groupArray(if(mid_move is null, null, seconds)) over {{ past(n) }}) as squares_seconds,
         count(seconds) over {{ past(n) }} as counted,
         sumIf(trade_count, seconds is not null) over {{ past(n) }} as trades,
         arraySum(groupArray(seconds) over {{ past(n) }}) as elapsed,
@@ -76,15 +76,16 @@ memories as (
 ranks as (
     select
         *,
-        {%- for rank, of, all in [
-            ('realized_volatility_rank', 'variance_per_second', 'variances'), ('trade_intensity_rank', 'intensity', 'intensities'),
-        ] %}
         if(
-            {{ of }} is null or length({{ all }}) <= 100,
+            variance_per_second is null or length(variances) <= 100,
             null,
-            arrayCount(v -> v < assumeNotNull({{ of }}), {{ all }}) / (length({{ all }}) - 1)
-        ) as {{ rank }}{{ ',' if not loop.last }}
-        {%- endfor %}
+            arrayCount(v -> v < assumeNotNull(variance_per_second), variances) / (length(variances) - 1)
+        ) as realized_volatility_rank,
+        if(
+            intensity is null or length(intensities) <= 100,
+            null,
+            arrayCount(v -> v < assumeNotNull(intensity), intensities) / (length(intensities) - 1)
+        ) as trade_intensity_rank
     from memories
 )
 
