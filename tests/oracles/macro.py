@@ -232,7 +232,7 @@ class Liquidation(NamedTuple):
     side: Literal["buy", "sell"]
 
 
-def liquidation_panic(
+def liquidation_panic(  # noqa: PLR0917
     starts: Ints,
     ends: Ints,
     notional: Floats,
