@@ -205,9 +205,25 @@ compared as (
         ) as share_below,
         if(is_change, {{ z_score('difference', 'past_differences') }}, null) as difference_z
     from histories
-)
+),
 
 -- A row that repeats a value takes over what was said of the value when it came.
+taken_over as (
+    select
+        *,
+        {%- for column, of in [
+            ('reading_before', 'before'),
+            ('reading_z', 'z'),
+            ('reading_rank', 'share_below'),
+            ('reading_step', 'difference'),
+            ('reading_step_z', 'difference_z'),
+        ] %}
+        if(reading is null, null, first_value({{ of }}) over {{ in_run }}) as {{ column }},
+        {%- endfor %}
+        if(reading is null, null, first_value(timestamp) over {{ in_run }}) as unchanged_since
+    from compared
+)
+
 select
     kind,
     exchange,
@@ -219,15 +235,11 @@ select
     funding_time,
     next_funding_time,
     is_change,
-    {%- for column, of in [
-        ('reading_before', 'before'),
-        ('reading_z', 'z'),
-        ('reading_rank', 'share_below'),
-        ('reading_step', 'difference'),
-        ('reading_step_z', 'difference_z'),
-    ] %}
-    if(reading is null, null, first_value({{ of }}) over {{ in_run }}) as {{ column }},
-    {%- endfor %}
-    if(reading is null, null, first_value(timestamp) over {{ in_run }}) as unchanged_since
-from compared
+    unchanged_since,
+    reading_before,
+    reading_z,
+    reading_rank,
+    reading_step,
+    reading_step_z
+from taken_over
 where is_new
