@@ -1,5 +1,7 @@
 {%- set appends = is_incremental() and not is_ranged() %}
 {{ config(**bucket_grain(order_by='(kind, exchange, market_type, symbol, known_at)', day='known_at')) }}
+-- Months, as in the raw tables: a daily index of some years has a few rows in each. A ranged rebuild replaces those of its days.
+{{ config(partition_by='toYYYYMM(known_at)') }}
 {%- set n = var('slow_history') %}
 {%- set series = 'kind, exchange, market_type, symbol' %}
 {%- set so_far = '(partition by ' ~ series ~ ' order by known_at rows between unbounded preceding and current row)' %}
@@ -105,7 +107,12 @@ moments as (
         reading,
         funding_time,
         next_funding_time,
-        true as is_new
+        {% if is_ranged() -%}
+        known_at >= toDateTime64(toStartOfMonth({{ range_start() }}), 6, 'UTC')
+        and known_at < toDateTime64(addMonths(toStartOfMonth({{ range_end() }} - toIntervalDay(1)), 1), 6, 'UTC')
+        {%- else -%}
+        true
+        {%- endif %} as is_new
     from {{ 'arrived' if appends else 'published' }}
     order by {{ series }}, known_at, timestamp desc, preference, reading
     limit 1 by {{ series }}, known_at
