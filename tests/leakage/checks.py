@@ -87,6 +87,7 @@ NOT_COMPARED: Final = {
     "stg_watermarks": "how far the feeds have come: it is cut with the data and states nothing of the market",
     "closed_feeds": "the same, of trades",
     "venue_coverage": "how far `venue_minutes` has come, which is compared",
+    "derivative_markets": "reference data: which contract an instrument looks at",
 }
 
 
@@ -244,6 +245,8 @@ ASOF_ALLOWED: Final = {
     "looks for the first bucket that had not ended before it; leakage_book_updates.sql counts after it",
     "dbt_project/models/features/tape/book_steps.sql": "the same question, of the states on the 100 ms grid",
     "dbt_project/models/features/order_book/book_dynamics.sql": "which bucket an update falls into, as in top_of_book.sql",
+    "dbt_project/models/features/derivatives/liquidation_panic.sql": "which bucket a liquidation falls into: "
+    "the first that had not ended before it",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(
