@@ -1,0 +1,25 @@
+{{ config(materialized='table', order_by='token') }}
+
+-- Every token and what it says: the seed's classes, multiplied out.
+select
+    toUInt16(t.class * t.weight + s.class * s.weight + d.class * d.weight + i.class * i.weight) as token,
+    t.label as event_type,
+    -- of a trade the taker's, else the side of the book
+    multiIf(
+        t.label = 'trade_buy', 'buy',
+        t.label = 'trade_sell', 'sell',
+        startsWith(t.label, 'bid'), 'bid',
+        startsWith(t.label, 'ask'), 'ask',
+        'both'
+    ) as event_side,
+    t.class as type_class,
+    s.class as size_class,
+    s.label as size_label,
+    d.class as distance_class,
+    d.label as distance_label,
+    i.class as interval_class,
+    i.label as interval_label
+from
+{%- for letter, field in {'t': 'type', 's': 'size', 'd': 'distance', 'i': 'interval'}.items() %}
+{{ ', ' if not loop.first }}(select class, label, weight from {{ ref('event_vocabulary') }} where field = '{{ field }}') as {{ letter }}
+{%- endfor %}
