@@ -4,5 +4,5 @@
   Example: {% for column in listed_columns() %}f.{{ column }} as {{ column }},{% endfor %}
 #}
 {% macro listed_columns() %}
-    {{ return(model.columns.keys() | list if model is defined else []) }}
+{{ return(model.columns.keys() | list if model is defined else []) }}
 {% endmacro %}

@@ -3,12 +3,12 @@
     backfill. Ratios are cut to 12 decimals so that their sum is exact, in whatever order they come.
     The newest state of a minute is the newest known at its end: a state that is young enough to be used then became known in that
     minute, as long as `book_max_lag_ms` is at most a minute.
-  Arguments: relation: rows with the columns of the raw table `orderbooks`. condition: which of them.
-  Example: {{ book_minute_sums(source('hot', 'orderbooks') ~ ' final', feeds_the_clock('orderbooks')) }}
+  Arguments: relation: rows with the columns of the raw table `orderbooks`. condition: which of them (default: all).
+  Example: {{ book_minute_sums(source('hot', 'orderbooks'), feeds_the_clock('orderbooks')) }}
 #}
-{% macro book_minute_sums(relation, condition) -%}
+{% macro book_minute_sums(relation, condition='true') -%}
 {%- if var('book_max_lag_ms') > 60000 -%}
-    {{ exceptions.raise_compiler_error("book_max_lag_ms is more than a minute: then a minute does not hold the book that is known at its end") }}
+{{ exceptions.raise_compiler_error("book_max_lag_ms is over a minute: then a minute does not hold the book known at its end") }}
 {%- endif -%}
 select
         exchange,

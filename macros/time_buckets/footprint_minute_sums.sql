@@ -1,10 +1,10 @@
 {#
   Purpose: what traded per instrument, minute and price, by the side of the taker: mergeable sums, shared by the materialized view and the
     backfill. A trade's price is a multiple of the tick, so this is the finest bin; coarser ones are sums of it, chosen when it is read.
-  Arguments: relation: rows with the columns of the raw table `trades`. condition: which of them.
-  Example: {{ footprint_minute_sums(source('hot', 'trades') ~ ' final', feeds_the_clock('trades')) }}
+  Arguments: relation: rows with the columns of the raw table `trades`. condition: which of them (default: all).
+  Example: {{ footprint_minute_sums(source('hot', 'trades'), feeds_the_clock('trades')) }}
 #}
-{% macro footprint_minute_sums(relation, condition) -%}
+{% macro footprint_minute_sums(relation, condition='true') -%}
 select
         exchange,
         market_type,

@@ -2,10 +2,10 @@
   Purpose: what traded per instrument and minute, as sums, minima and maxima: parts of a minute can be computed apart and merged in any
     order, to the same bits. The one place where a minute of trades is defined: the materialized view and the backfill share it.
     Late trades (known after they happened) are in no minute, as they are in no bucket; so the minute of knowledge is that of the event.
-  Arguments: relation: rows with the columns of the raw table `trades`. condition: which of them.
-  Example: {{ trade_minute_sums(source('hot', 'trades') ~ ' final', feeds_the_clock('trades')) }}
+  Arguments: relation: rows with the columns of the raw table `trades`. condition: which of them (default: all).
+  Example: {{ trade_minute_sums(source('hot', 'trades'), feeds_the_clock('trades')) }}
 #}
-{% macro trade_minute_sums(relation, condition) -%}
+{% macro trade_minute_sums(relation, condition='true') -%}
 select
         exchange,
         market_type,

@@ -71,6 +71,16 @@ WITH_AS_OF: Final = {
 }
 NOT_COMPARED: Final = {
     "stg_watermarks": "how far the feeds have come: it is cut with the data and states nothing of the market",
+    "minute_feeds": "as stg_watermarks",
+    "event_token_vocabulary": "the seed's classes multiplied out: no data in it",
+    **dict.fromkeys(
+        ("trade_minutes_stored", "footprint_minutes_stored", "book_minutes_stored"),
+        "holds the open minute, too; the views that publish its minutes are compared",
+    ),
+    **dict.fromkeys(
+        ("trade_minutes_mv", "footprint_minutes_mv", "book_minutes_mv", "book_levels_mv"),
+        "writes into a table that is compared, or whose views are; has no rows",
+    ),
 }
 
 

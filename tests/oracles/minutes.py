@@ -24,7 +24,9 @@ Row = dict[str, float]
 def trade_rows(trades: Sequence[Trade]) -> dict[int, list[Trade]]:
     """On-time trades by minute, in order."""
     found: dict[int, list[Trade]] = defaultdict(list)
-    for t in sorted((t for t in trades if t.known_at <= t.timestamp), key=lambda t: (t.timestamp, t.trade_seq, t.trade_id)):
+    for t in sorted(
+        (t for t in trades if t.known_at <= t.timestamp), key=lambda t: (t.timestamp, t.trade_seq, t.trade_id)
+    ):
         found[t.timestamp // MINUTE_US * MINUTE_US].append(t)
     return found
 

@@ -8,34 +8,41 @@
 -- table holds of a minute beyond what is stored of it: nothing, as a rule. It looks back an hour from the last minute of the instrument
 -- that is furthest behind, and at rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
 -- The deduplication window is the view's: a block that a killed load sends again under its token is not added twice.
-{%- set rows -%}
-    {{ feeds_the_clock('trades') }}
+with
+{% if appends %}
+known as (
+    select
+        (exchange, market_type, symbol) as instrument,
+        toDateTime64(max(minute_start), 6, 'UTC') - toIntervalHour(1) as resume_at
+    from {{ this }}
+    group by instrument
+),
+{% endif %}
+
+raw as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        price,
+        quantity,
+        side,
+        known_at
+    from {{ source('hot', 'trades') }} final
+    where
+        {{ feeds_the_clock('trades') }}
         {%- if is_ranged() %}
         and timestamp >= {{ range_start() }}
         and timestamp < {{ range_end() }}
         {%- elif appends %}
         and created_at <= now64(3, 'UTC') - toIntervalSecond({{ var('live_settle_s') }})
-        and (
-            timestamp >= (select min(resume_at) from published)
-            or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
-        )
+        and (timestamp >= (select min(resume_at) from known) or (exchange, market_type, symbol) not in (select instrument from known))
         {%- endif %}
-{%- endset %}
-with
-{% if appends %}
-published as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        toDateTime64(max(minute_start), 6, 'UTC') - toIntervalHour(1) as resume_at
-    from {{ this }}
-    group by exchange, market_type, symbol
 ),
-{% endif %}
 
 counted as (
-    {{ footprint_minute_sums(source('hot', 'trades') ~ ' final', rows) }}
+    {{ footprint_minute_sums('raw') }}
 )
 
 select
@@ -44,7 +51,7 @@ select
     symbol,
     minute_start,
     price,
-    sumSimpleState(trade_count) as trade_count,
+    sumSimpleState(n) as trade_count,
     sumSimpleState(buy_volume) as buy_volume,
     sumSimpleState(sell_volume) as sell_volume
 from (
@@ -54,7 +61,7 @@ from (
         symbol,
         minute_start,
         price,
-        trade_count,
+        trade_count as n,
         buy_volume,
         sell_volume
     from counted
@@ -66,12 +73,12 @@ from (
         symbol,
         minute_start,
         price,
-        -trade_count as trade_count,
+        -trade_count as n,
         -buy_volume as buy_volume,
         -sell_volume as sell_volume
     from {{ this }}
-    where minute_start >= (select min(resume_at) from published)
+    where minute_start >= (select min(resume_at) from known)
     {%- endif %}
-) as parts
+)
 group by exchange, market_type, symbol, minute_start, price
-{% if appends %}having sum(parts.trade_count) > 0{% endif %}
+{% if appends %}having sum(n) > 0{% endif %}

@@ -8,34 +8,43 @@
 -- table holds of a minute beyond what is stored of it: nothing, as a rule. It looks back an hour from the last minute of the instrument
 -- that is furthest behind, and at rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
 -- The deduplication window is the view's: a block that a killed load sends again under its token is not added twice.
-{%- set rows -%}
-    {{ feeds_the_clock('trades') }}
+with
+{% if appends %}
+known as (
+    select
+        (exchange, market_type, symbol) as instrument,
+        toDateTime64(max(minute_start), 6, 'UTC') - toIntervalHour(1) as resume_at
+    from {{ this }}
+    group by instrument
+),
+{% endif %}
+
+raw as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        timestamp,
+        trade_seq,
+        trade_id,
+        price,
+        quantity,
+        side,
+        known_at
+    from {{ source('hot', 'trades') }} final
+    where
+        {{ feeds_the_clock('trades') }}
         {%- if is_ranged() %}
         and timestamp >= {{ range_start() }}
         and timestamp < {{ range_end() }}
         {%- elif appends %}
         and created_at <= now64(3, 'UTC') - toIntervalSecond({{ var('live_settle_s') }})
-        and (
-            timestamp >= (select min(resume_at) from published)
-            or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
-        )
+        and (timestamp >= (select min(resume_at) from known) or (exchange, market_type, symbol) not in (select instrument from known))
         {%- endif %}
-{%- endset %}
-with
-{% if appends %}
-published as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        toDateTime64(max(minute_start), 6, 'UTC') - toIntervalHour(1) as resume_at
-    from {{ this }}
-    group by exchange, market_type, symbol
 ),
-{% endif %}
 
 counted as (
-    {{ trade_minute_sums(source('hot', 'trades') ~ ' final', rows) }}
+    {{ trade_minute_sums('raw') }}
 )
 
 select
@@ -43,7 +52,7 @@ select
     market_type,
     symbol,
     minute_start,
-    sumSimpleState(trade_count) as trade_count,
+    sumSimpleState(n) as trade_count,
     sumSimpleState(buy_count) as buy_count,
     sumSimpleState(volume) as volume,
     sumSimpleState(buy_volume) as buy_volume,
@@ -59,7 +68,7 @@ from (
         market_type,
         symbol,
         minute_start,
-        trade_count,
+        trade_count as n,
         buy_count,
         volume,
         buy_volume,
@@ -77,7 +86,7 @@ from (
         market_type,
         symbol,
         minute_start,
-        -trade_count as trade_count,
+        -trade_count as n,
         -buy_count as buy_count,
         -volume as volume,
         -buy_volume as buy_volume,
@@ -88,8 +97,8 @@ from (
         high_price,
         max_trade_size
     from {{ this }}
-    where minute_start >= (select min(resume_at) from published)
+    where minute_start >= (select min(resume_at) from known)
     {%- endif %}
-) as parts
+)
 group by exchange, market_type, symbol, minute_start
-{% if appends %}having sum(parts.trade_count) > 0{% endif %}
+{% if appends %}having sum(n) > 0{% endif %}

@@ -18,10 +18,10 @@ with minutes as (
         toUInt64(toUInt64(toUnixTimestamp(minute_start)) * 100000 + 99999) as bucket_id,
         toDateTime64(minute_start, 6, 'UTC') as bucket_ts_start,
         known_at as bucket_ts_end,
-        60. as duration_s,
         {%- for column in minute_columns %}
-        minute_{{ column }} as {{ column }}{{ ',' if not loop.last }}
+        minute_{{ column }} as {{ column }},
         {%- endfor %}
+        60. as duration_s
     from {{ ref('minute_bars') }}
 ),
 
@@ -49,10 +49,10 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    toLowCardinality('bucket') as clock
-    {%- for column in listed_columns() if column not in by_clock %},
-    toNullable({{ column }}) as {{ column }}
+    {%- for column in listed_columns() if column not in by_clock %}
+    toNullable({{ column }}) as {{ column }},
     {%- endfor %}
+    toLowCardinality('bucket') as clock
 from {{ vector }}
 union all
 select
@@ -62,9 +62,9 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    toLowCardinality('minute') as clock
-    {%- for column in listed_columns() if column not in by_clock %},
-    {{ column ~ ' as ' ~ column if column in minute_columns + ['duration_s'] else 'null as ' ~ column }}
+    {%- for column in listed_columns() if column not in by_clock %}
+    {{ column if column in minute_columns + ['duration_s'] else 'null' }} as {{ column }},
     {%- endfor %}
+    toLowCardinality('minute') as clock
 from minutes_and_the_clock
 where last_bucket_id is null

@@ -1,6 +1,43 @@
 {{ config(materialized='table', order_by='token') }}
 
 -- Every token and what it says: the seed's classes, multiplied out.
+with
+types as (
+    select
+        class,
+        label,
+        weight
+    from {{ ref('event_vocabulary') }}
+    where field = 'type'
+),
+
+sizes as (
+    select
+        class,
+        label,
+        weight
+    from {{ ref('event_vocabulary') }}
+    where field = 'size'
+),
+
+distances as (
+    select
+        class,
+        label,
+        weight
+    from {{ ref('event_vocabulary') }}
+    where field = 'distance'
+),
+
+intervals as (
+    select
+        class,
+        label,
+        weight
+    from {{ ref('event_vocabulary') }}
+    where field = 'interval'
+)
+
 select
     toUInt16(t.class * t.weight + s.class * s.weight + d.class * d.weight + i.class * i.weight) as token,
     t.label as event_type,
@@ -19,7 +56,7 @@ select
     d.label as distance_label,
     i.class as interval_class,
     i.label as interval_label
-from
-{%- for letter, field in {'t': 'type', 's': 'size', 'd': 'distance', 'i': 'interval'}.items() %}
-{{ ', ' if not loop.first }}(select class, label, weight from {{ ref('event_vocabulary') }} where field = '{{ field }}') as {{ letter }}
-{%- endfor %}
+from types as t
+cross join sizes as s
+cross join distances as d
+cross join intervals as i

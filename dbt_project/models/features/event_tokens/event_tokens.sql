@@ -2,7 +2,7 @@
 {%- set key = 'exchange, market_type, symbol, known_at, is_book, timestamp, event_seq, event_text_id, is_ask' %}
 {{ config(**bucket_grain(order_by='(' ~ key ~ ')', day='known_at')) }}
 {%- set fresh = 'toIntervalMillisecond(' ~ var('book_max_lag_ms') ~ ')' %}
-{#- How far back a row can matter: an event within 10 s (older than that is one class), which a state no older than book_max_lag_ms made one. -#}
+{#- How far back a row can matter: to an event within 10 s (before that is one class), told by a state at most book_max_lag_ms older. -#}
 {%- set context = 'toIntervalMillisecond(' ~ (var('book_max_lag_ms') + 10000) ~ ')' %}
 {#- As in seeds/event_vocabulary.csv. -#}
 {%- set type_of = {
@@ -17,14 +17,13 @@
 -- Prices and quantities are integers of 1e-8 here: where a class ends is then no matter of rounding.
 with
 {% if appends %}
-published as (
+known as (
     select
-        exchange,
-        market_type,
-        symbol,
-        max(known_at) as last_known_at
+        (exchange, market_type, symbol) as instrument,
+        max(known_at) as last_known_at,
+        last_known_at - {{ context }} as resume_at
     from {{ this }}
-    group by exchange, market_type, symbol
+    group by instrument
 ),
 {% endif %}
 
@@ -47,10 +46,7 @@ on_time_trades as (
         {%- if is_ranged() %}
         and timestamp >= {{ range_start() }} - {{ context }}
         {%- elif appends %}
-        and (
-            timestamp >= (select min(last_known_at) from published) - {{ context }}
-            or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
-        )
+        and ((exchange, market_type, symbol) not in (select instrument from known) or timestamp >= (select min(resume_at) from known))
         {%- endif %}
 ),
 
@@ -78,8 +74,8 @@ states as (
     where known_at >= {{ range_start() }} - {{ context }}
     {%- elif appends -%}
     where
-        known_at >= (select min(last_known_at) from published) - {{ context }}
-        or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
+        known_at >= (select min(resume_at) from known)
+        or (exchange, market_type, symbol) not in (select instrument from known)
     {%- endif %}
 ),
 
@@ -133,7 +129,7 @@ changes as (
                 [({{ type_of['book_lost'] }}, toInt64(0), toInt64(0), 0)],
                 []
             )
-        ) as events
+        ) as order_events
     from states
 ),
 
@@ -147,7 +143,7 @@ happened as (
         timestamp,
         trade_seq as event_seq,
         text_id as event_text_id,
-        [(if(is_buy, {{ type_of['trade_buy'] }}, {{ type_of['trade_sell'] }}), price, quantity, 0)] as events,
+        [(if(is_buy, {{ type_of['trade_buy'] }}, {{ type_of['trade_sell'] }}), price, quantity, 0)] as order_events,
         -- the mid, doubled, and is there one: before a state, and after it
         (toUInt8(0), toInt64(0)) as mid_before,
         (toUInt8(0), toInt64(0)) as mid_after
@@ -162,7 +158,7 @@ happened as (
         timestamp,
         last_update_id as event_seq,
         '' as event_text_id,
-        events,
+        order_events,
         (was_valid, old_bid + old_ask) as mid_before,
         (is_valid, bid + ask) as mid_after
     from changes
@@ -178,10 +174,10 @@ in_order as (
         timestamp,
         event_seq,
         event_text_id,
-        events,
+        order_events,
         mid_before,
         anyLastIf((mid_after.1, mid_after.2, timestamp), is_book) over earlier as last_state,
-        anyLastIf(known_at, notEmpty(events)) over earlier as event_before_at
+        anyLastIf(known_at, notEmpty(order_events)) over earlier as event_before_at
     from happened
     {% if is_ranged() %}where known_at < {{ range_end() }}{% endif %}
     window earlier as (
@@ -284,50 +280,67 @@ instruments as (
     from {{ ref('instruments') }}
 ),
 
+unrolled as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        known_at,
+        is_book,
+        timestamp,
+        event_seq,
+        event_text_id,
+        order_event.1 as type_class,
+        order_event.2 as price,
+        order_event.3 as quantity,
+        toUInt8(order_event.4) as is_ask,
+        -- the mid before it, doubled
+        if(is_book = 1, mid_before.2, last_state.2) as mid_2,
+        if(is_book = 1, mid_before.1, last_state.1 and last_state.3 >= known_at - {{ fresh }}) and price > 0 as has_mid,
+        if(place = 1, dateDiff('microsecond', event_before_at, known_at), 0) as waited_us
+    from in_order
+    array join
+        order_events as order_event,
+        arrayEnumerate(order_events) as place
+),
+
 measured as (
     select
-        h.exchange as exchange,
-        h.market_type as market_type,
-        h.symbol as symbol,
-        h.known_at as known_at,
-        h.is_book as is_book,
-        h.timestamp as timestamp,
-        h.event_seq as event_seq,
-        h.event_text_id as event_text_id,
-        toUInt8(event.4) as is_ask,
-        event.1 as type_class,
-        -- what it is worth in the quote currency; for inverse in USD
-        ifNull(i.contract_value, 1) * (event.3 / 1e8) * if(h.market_type = 'inverse', 1, event.2 / 1e8) as value,
-        if(h.is_book = 1, h.mid_before, (h.last_state.1 and h.last_state.3 >= h.known_at - {{ fresh }}, h.last_state.2)) as mid,
+        u.exchange as exchange,
+        u.market_type as market_type,
+        u.symbol as symbol,
+        u.known_at as known_at,
+        u.is_book as is_book,
+        u.timestamp as timestamp,
+        u.event_seq as event_seq,
+        u.event_text_id as event_text_id,
+        u.is_ask as is_ask,
+        u.type_class as type_class,
+        u.waited_us as waited_us,
+        -- in the quote currency; for inverse in USD
+        ifNull(i.contract_value, 1) * (u.quantity / 1e8) * if(u.market_type = 'inverse', 1, u.price / 1e8) as worth,
         ifNull(i.tick, 0) as tick,
-        mid.1 and tick > 0 and event.2 > 0 as has_distance,
-        -- outwards from the mid, in half units of the price
-        if(type_class = {{ type_of['trade_buy'] }} or is_ask, 2 * event.2 - mid.2, mid.2 - 2 * event.2) as outwards,
-        if(part = 1, dateDiff('microsecond', h.event_before_at, h.known_at), 0) as waited_us
-    from in_order as h
-    array join
-        h.events as event,
-        arrayEnumerate(h.events) as part
+        u.has_mid and tick > 0 as has_distance,
+        -- outwards from the mid, doubled as it
+        if(u.type_class = {{ type_of['trade_buy'] }} or u.is_ask, 2 * u.price - u.mid_2, u.mid_2 - 2 * u.price) as outwards_2
+    from unrolled as u
     inner join feeds as f
-        on h.exchange = f.exchange
-        and h.market_type = f.market_type
-        and h.symbol = f.symbol
+        on u.exchange = f.exchange
+        and u.market_type = f.market_type
+        and u.symbol = f.symbol
     left join instruments as i
-        on h.exchange = i.exchange
-        and h.market_type = i.market_type
-        and h.symbol = i.symbol
+        on u.exchange = i.exchange
+        and u.market_type = i.market_type
+        and u.symbol = i.symbol
     {%- if appends %}
-    left join published as p
-        on h.exchange = p.exchange
-        and h.market_type = p.market_type
-        and h.symbol = p.symbol
+    left join known as p on (u.exchange, u.market_type, u.symbol) = p.instrument
     {%- endif %}
     where
-        h.known_at < f.passed_by_both
+        u.known_at < f.passed_by_both
         {%- if is_ranged() %}
-        and h.known_at >= {{ range_start() }}
+        and u.known_at >= {{ range_start() }}
         {%- elif appends %}
-        and (p.last_known_at is null or h.known_at > p.last_known_at)
+        and (p.last_known_at is null or u.known_at > p.last_known_at)
         {%- endif %}
 ),
 
@@ -335,31 +348,40 @@ measured as (
 vocabulary as (
     select
         arraySort(groupArrayIf(assumeNotNull(lower_bound), field = 'size' and lower_bound is not null)) as size_bounds,
-        arraySort(groupArrayIf(toInt64(assumeNotNull(lower_bound)), field = 'distance' and lower_bound is not null)) as distance_bounds,
-        arraySort(groupArrayIf(toInt64(assumeNotNull(lower_bound)), field = 'interval' and lower_bound is not null)) as interval_bounds,
+        arraySort(groupArrayIf(assumeNotNull(lower_bound), field = 'distance' and lower_bound is not null)) as distance_bounds,
+        arraySort(groupArrayIf(assumeNotNull(lower_bound), field = 'interval' and lower_bound is not null)) as interval_bounds,
         anyIf(weight, field = 'type') as type_weight,
         anyIf(weight, field = 'size') as size_weight,
         anyIf(weight, field = 'distance') as distance_weight,
         anyIf(weight, field = 'interval') as interval_weight
     from {{ ref('event_vocabulary') }}
+),
+
+classes as (
+    select
+        *,
+        arrayCount(bound -> worth >= bound, (select size_bounds from vocabulary)) as size_class,
+        -- class 0: no distance; class 1: across the mid
+        arrayCount(bound -> outwards_2 >= bound * 2 * tick, (select distance_bounds from vocabulary)) as whole_ticks_class,
+        if(has_distance, 1 + whole_ticks_class, 0) as distance_class,
+        arrayCount(bound -> waited_us >= bound, (select interval_bounds from vocabulary)) as interval_class
+    from measured
 )
 
 select
-    m.exchange as exchange,
-    m.market_type as market_type,
-    m.symbol as symbol,
-    m.known_at as known_at,
-    m.is_book as is_book,
-    m.timestamp as timestamp,
-    m.event_seq as event_seq,
-    m.event_text_id as event_text_id,
-    m.is_ask as is_ask,
+    exchange,
+    market_type,
+    symbol,
+    known_at,
+    is_book,
+    timestamp,
+    event_seq,
+    event_text_id,
+    is_ask,
     toUInt16(
-        m.type_class * v.type_weight
-        + arrayCount(bound -> m.value >= bound, v.size_bounds) * v.size_weight
-        -- class 0 is no distance, class 1 across the mid
-        + if(m.has_distance, 1 + arrayCount(bound -> m.outwards >= bound * 2 * m.tick, v.distance_bounds), 0) * v.distance_weight
-        + arrayCount(bound -> m.waited_us >= bound, v.interval_bounds) * v.interval_weight
+        type_class * (select type_weight from vocabulary)
+        + size_class * (select size_weight from vocabulary)
+        + distance_class * (select distance_weight from vocabulary)
+        + interval_class * (select interval_weight from vocabulary)
     ) as token
-from measured as m
-cross join vocabulary as v
+from classes

@@ -14,14 +14,20 @@ with minutes as (
         m.mid_sum_2 as mid_sum_2,
         m.spread_bps_sum as spread_bps_sum,
         m.tob_imbalance_sum as tob_imbalance_sum,
-        m.newest_state as newest,
-        newest.1 >= known_at - toIntervalMillisecond({{ var('book_max_lag_ms') }}) and newest.3 as is_usable
+        m.newest_state as newest
     from {{ ref('book_minutes_stored') }} as m final
     inner join {{ ref('minute_feeds') }} as f
         on m.exchange = f.exchange
         and m.market_type = f.market_type
         and m.symbol = f.symbol
     where f.book_passed >= known_at
+),
+
+closed as (
+    select
+        *,
+        newest.1 >= known_at - toIntervalMillisecond({{ var('book_max_lag_ms') }}) and newest.3 as is_usable
+    from minutes
 )
 
 select
@@ -40,4 +46,4 @@ select
     toFloat64(mid_sum_2) / 2 / nullIf(two_sided_count, 0) as mid_mean,
     toFloat64(spread_bps_sum) / nullIf(two_sided_count, 0) as spread_bps_mean,
     toFloat64(tob_imbalance_sum) / nullIf(two_sided_count, 0) as tob_imbalance_mean
-from minutes
+from closed

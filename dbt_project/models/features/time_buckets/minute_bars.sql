@@ -64,7 +64,11 @@ footprints as (
         minute_start,
         toNullable(toUInt32(count())) as levels,
         argMax(
-            (toNullable(toFloat64(price)), toNullable(toFloat64(buy_volume + sell_volume)), toNullable(toFloat64(buy_volume - sell_volume))),
+            (
+                toNullable(toFloat64(price)),
+                toNullable(toFloat64(buy_volume + sell_volume)),
+                toNullable(toFloat64(buy_volume - sell_volume))
+            ),
             (buy_volume + sell_volume, -price)
         ) as point_of_control,
         point_of_control.1 as poc_price,
