@@ -10,19 +10,22 @@
 ] %}
 
 -- The feature rows of the logical clock, and of each minute in which that clock stalled. Which features: the yml's columns.
-with minutes as (
+with minute_ends as (
     select
         exchange,
         market_type,
         symbol,
-        toUInt64(toUInt64(toUnixTimestamp(minute_start)) * 100000 + 99999) as bucket_id,
-        toDateTime64(minute_start, 6, 'UTC') as bucket_ts_start,
-        known_at as bucket_ts_end,
-        {%- for column in minute_columns %}
-        minute_{{ column }} as {{ column }},
-        {%- endfor %}
-        60. as duration_s
-    from {{ ref('minute_bars') }}
+        minute_start,
+        toDateTime64(minute_start, 6, 'UTC') + toIntervalMinute(1) as bucket_ts_end
+    from {{ ref('trade_minutes_stored') }}
+    union distinct
+    select
+        exchange,
+        market_type,
+        symbol,
+        minute_start,
+        toDateTime64(minute_start, 6, 'UTC') + toIntervalMinute(1) as bucket_ts_end
+    from {{ ref('book_minutes_stored') }}
 ),
 
 -- Several buckets can end in one instant.
@@ -39,7 +42,17 @@ bucket_ends as (
 ),
 
 minutes_and_the_clock as (
-    {{ as_of('minutes', 'bucket_ends', {'last_bucket_id': 'last_bucket_id'}, 1000 * var('fallback_after_s'), prefix='clock') }}
+    {{ as_of('minute_ends', 'bucket_ends', {'last_bucket_id': 'last_bucket_id'}, 1000 * var('fallback_after_s'), prefix='clock') }}
+),
+
+stalled as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        minute_start
+    from minutes_and_the_clock
+    where last_bucket_id is null
 )
 
 select
@@ -59,12 +72,12 @@ select
     exchange,
     market_type,
     symbol,
-    bucket_id,
-    bucket_ts_start,
-    bucket_ts_end,
+    toUInt64(toUInt64(toUnixTimestamp(minute_start)) * 100000 + 99999) as bucket_id,
+    toDateTime64(minute_start, 6, 'UTC') as bucket_ts_start,
+    known_at as bucket_ts_end,
     {%- for column in listed_columns() if column not in by_clock %}
-    {{ column if column in minute_columns + ['duration_s'] else 'null' }} as {{ column }},
+    {{ '60.' if column == 'duration_s' else 'minute_' ~ column if column in minute_columns else 'null' }} as {{ column }},
     {%- endfor %}
     toLowCardinality('minute') as clock
-from minutes_and_the_clock
-where last_bucket_id is null
+from {{ ref('minute_bars') }}
+where (exchange, market_type, symbol, minute_start) in (select * from stalled)

@@ -379,9 +379,9 @@ select
     event_text_id,
     is_ask,
     toUInt16(
-        type_class * (select type_weight from vocabulary)
-        + size_class * (select size_weight from vocabulary)
-        + distance_class * (select distance_weight from vocabulary)
-        + interval_class * (select interval_weight from vocabulary)
+        type_class * assumeNotNull((select type_weight from vocabulary))
+        + size_class * assumeNotNull((select size_weight from vocabulary))
+        + distance_class * assumeNotNull((select distance_weight from vocabulary))
+        + interval_class * assumeNotNull((select interval_weight from vocabulary))
     ) as token
 from classes

@@ -7,15 +7,17 @@ with seen as (
         exchange,
         market_type,
         symbol,
-        minute_start
-    from {{ ref('trade_minutes') }}
+        minute_start,
+        true as is_trade
+    from {{ ref('trade_minutes_stored') }}
     union distinct
     select
         exchange,
         market_type,
         symbol,
-        minute_start
-    from {{ ref('book_minutes') }}
+        minute_start,
+        false as is_trade
+    from {{ ref('book_minutes_stored') }}
 ),
 
 minutes as (
@@ -26,13 +28,15 @@ minutes as (
         s.minute_start as minute_start,
         toDateTime64(s.minute_start, 6, 'UTC') + toIntervalMinute(1) as known_at,
         -- nothing traded, nothing came: known only of a feed that has passed the minute
-        f.trades_passed >= known_at as trades_are_known,
-        f.book_passed >= known_at as book_is_known
+        any(f.trades_passed) >= known_at as trades_are_known,
+        any(f.book_passed) >= known_at as book_is_known
     from seen as s
     inner join {{ ref('minute_feeds') }} as f
         on s.exchange = f.exchange
         and s.market_type = f.market_type
         and s.symbol = f.symbol
+    where if(s.is_trade, f.trades_passed, f.book_passed) >= known_at
+    group by exchange, market_type, symbol, minute_start
 ),
 
 trades as (
