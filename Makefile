@@ -42,6 +42,8 @@ score: setup ## score the latest buckets
 	$(MP) score
 report: setup ## one HTML page of everything worth looking at
 	$(MP) report
+catalog: setup ## every feature with its formula; a page with a line per feature
+	$(MP) catalog
 docs: migrate ## dbt docs, every model and column
 	$(DBT) docs generate
 test: setup ## unit, oracle, leakage and integration tests; dbt tests
@@ -54,4 +56,4 @@ clean: ## stop the server and remove everything that was made here
 	-test -x $(MP) && $(MP) server down
 	rm -rf .venv .marketprism target logs *.egg-info
 
-.PHONY: help setup up down status migrate ingest build demo train score report docs test lint bench clean
+.PHONY: help setup up down status migrate ingest build demo train score report catalog docs test lint bench clean

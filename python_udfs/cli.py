@@ -11,8 +11,10 @@ from rich.console import Console
 from python_udfs.errors import UserError
 from python_udfs.ingest.cli import app as ingest_app
 from python_udfs.jobs.bench import bench_command
+from python_udfs.jobs.catalog import catalog_command
 from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
+from python_udfs.jobs.udf import app as udf_app
 from python_udfs.migrate import migrate_command
 from python_udfs.scorer.cli import score_command
 from python_udfs.server import app as server_app
@@ -40,9 +42,11 @@ app = _App(
 )
 app.add_typer(server_app, name="server", help="Start, stop and look at the local ClickHouse server.")
 app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tables.")
+app.add_typer(udf_app, name="udf", help="Functions that SQL may call.")
 app.command("migrate")(migrate_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
 app.command("score")(score_command)
 app.command("report")(report_command)
+app.command("catalog")(catalog_command)
 app.command("bench")(bench_command)

@@ -31,6 +31,8 @@ import typer
 from rich.console import Console
 
 from python_udfs.errors import UserError
+from python_udfs.functions.registry import FILE as FUNCTIONS_FILE
+from python_udfs.functions.registry import render_xml
 from python_udfs.server_process import STOP_WAIT_S, identity
 from python_udfs.settings import REPOSITORY, Settings, settings
 
@@ -98,7 +100,10 @@ def start(wait_s: float = 60, s: Settings | None = None) -> ServerInfo:
                 _check_wheel()
             _check_ports(s)
             _prepare(root, s, wheel=not binary)
+            _write_functions(root)
             info = _spawn(root, s, binary)
+        elif _write_functions(root) and _answers(info):
+            _run(info, "system reload functions")
         deadline = time.monotonic() + wait_s
         while not _answers(info):
             if identity(info.pid) is None:
@@ -341,6 +346,15 @@ def _prepare(root: Path, s: Settings, *, wheel: bool) -> None:
                 file.write_text(f"ATTACH DATABASE _ UUID '{uuid.uuid4()}'\nENGINE = Atomic\n")
 
 
+def _write_functions(root: Path) -> bool:
+    """The functions that SQL may call, for ClickHouse to read. False: they are as they were."""
+    file, now = root / "config" / FUNCTIONS_FILE, render_xml()
+    if file.exists() and file.read_text() == now:
+        return False
+    file.write_text(now)
+    return True
+
+
 def _spawn(root: Path, s: Settings, binary: str | None) -> ServerInfo:
     """The server process, in a session of its own: neither ctrl-C nor the end of this process reaches it."""
     if binary:
@@ -367,22 +381,25 @@ def _spawn(root: Path, s: Settings, binary: str | None) -> ServerInfo:
 
 def _answers(info: ServerInfo) -> bool:
     """Whether both ports are open and the native one answers a query."""
-    from clickhouse_driver import Client
     from clickhouse_driver import errors as driver_errors
 
     try:
         for port in (info.port, info.http_port):
             socket.create_connection((HOST, port), timeout=2).close()
-    except OSError:
-        return False
-    client = Client(HOST, info.port, connect_timeout=5, send_receive_timeout=5)
-    try:
-        client.execute("select 1")
+        _run(info, "select 1")
     except (driver_errors.Error, EOFError, OSError):
         return False
+    return True
+
+
+def _run(info: ServerInfo, sql: str) -> None:
+    from clickhouse_driver import Client
+
+    client = Client(HOST, info.port, connect_timeout=5, send_receive_timeout=5)
+    try:
+        client.execute(sql)
     finally:
         client.disconnect()
-    return True
 
 
 def _why_it_died(info: ServerInfo) -> str:

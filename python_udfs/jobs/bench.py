@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from python_udfs import db
 from python_udfs.errors import UserError
+from python_udfs.jobs.demo import GENERATED_CLOCK
 from python_udfs.settings import REPOSITORY, settings
 
 if TYPE_CHECKING:
@@ -139,6 +141,58 @@ def _throughput(sizes: list[Size]) -> Table:
     return table
 
 
+# Why a topic may cost more than COSTLY scans.
+COSTLY = 10
+REASONS: dict[str, str] = {}
+
+
+def _topic_seconds() -> dict[str, float]:
+    """Seconds of the last dbt command's models by topic: features by their folder, the rest by their layer."""
+    nodes = json.loads((REPOSITORY / "target" / "manifest.json").read_text())["nodes"]
+    found: dict[str, float] = {}
+    for result in json.loads((REPOSITORY / "target" / "run_results.json").read_text())["results"]:
+        node = nodes.get(result["unique_id"])
+        if node is None or node["resource_type"] != "model":
+            continue
+        layer, *rest = Path(node["path"]).parts
+        topic = rest[0] if layer == "features" else f"({layer})"
+        found[topic] = found.get(topic, 0) + float(result["execution_time"])
+    return found
+
+
+def _families() -> Iterator[Table | str]:
+    """What each topic costs on the demo's market, whose books have twenty levels."""
+    from python_udfs.ingest.generator import GeneratedReader, MarketConfig, write
+    from python_udfs.ingest.loader import load
+    from python_udfs.migrate import drop_all, migrate
+
+    drop_all()
+    migrate()
+    folder = settings().data_dir / "generated" / "bench-families"
+    write(MarketConfig(), folder)
+    rows = load(GeneratedReader(folder)).rows
+    clock = ("--vars", json.dumps(GENERATED_CLOCK))
+    _dbt("seed")
+    # one at a time: what a model takes is its own
+    _dbt("run", "--full-refresh", "--threads", "1", *clock)
+    seconds = _topic_seconds()
+    build = _dbt("build", "--full-refresh", "--exclude-resource-type", "unit_test", *clock)
+    scan = statistics.median(_scan_seconds() for _ in range(5))
+    trades, books, total = rows["trades"], rows["orderbooks"], sum(seconds.values())
+    table = Table(
+        title=f"cost by topic: {trades:,} trades, {books:,} books of 20 levels; scan and sort {scan:.2f} s; "
+        f"dbt build with data tests {build:.0f} s"
+    )
+    for name in ("topic", "s", "trades/s", "share of the models", "x scan and sort"):
+        table.add_column(name, justify="left" if name == "topic" else "right")
+    for topic, s in sorted(seconds.items(), key=lambda x: -x[1]):
+        table.add_row(topic, f"{s:.2f}", f"{trades / s:,.0f}", f"{s / total:.1%}", f"{s / scan:.1f}")
+    yield table
+    for topic, s in seconds.items():
+        if s > COSTLY * scan:
+            yield f"{topic} costs {s / scan:.0f} scans: {REASONS.get(topic, 'no reason is known')}"
+
+
 def _percentiles(action: Callable[[], object], runs: int) -> tuple[float, float]:
     """p50 and p99 in milliseconds, after a warm-up."""
     for _ in range(10):
@@ -207,12 +261,15 @@ def _latency(calls: int) -> Table:
 
 def bench_command(
     millions: Annotated[
-        str, typer.Option(help="Sizes of the generated market, in millions of trades.")
+        str, typer.Option(help="Sizes of the generated market, in millions of trades; none: families only.")
     ] = "1,5,20",
     runs: Annotated[int, typer.Option(help="Runs per size; the median is printed.", min=1)] = 3,
     calls: Annotated[int, typer.Option(help="Calls per latency.", min=20)] = 500,
 ) -> None:
-    """Measure ingest, the clock, the full build and the score path, in databases of its own, dropped at the end."""
+    """Measure ingest, the clock, the full build, the score path and each family.
+
+    In databases of its own, dropped at the end.
+    """
     if settings().db_prefix != "bench_":
         os.environ["MARKETPRISM_DB_PREFIX"] = "bench_"
         settings.cache_clear()
@@ -226,11 +283,15 @@ def bench_command(
         console.print(f"ClickHouse {c.execute('select version()')[0][0]}")
     sizes = []
     try:
-        for m in (float(x) for x in millions.split(",")):
+        for m in (float(x) for x in millions.split(",") if x):
             with console.status(f"{m:g} M trades"):
                 sizes.append(_size(m, runs))
             console.print(_throughput(sizes[-1:]))
-        console.print(_throughput(sizes))
-        console.print(_latency(calls))
+        if sizes:
+            console.print(_throughput(sizes))
+            console.print(_latency(calls))
+        with console.status("families"):
+            for shown in _families():
+                console.print(shown, soft_wrap=True)
     finally:
         drop_all()

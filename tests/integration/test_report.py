@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from python_udfs.errors import UserError
-from python_udfs.jobs import report
+from python_udfs.jobs import catalog, report
 from python_udfs.settings import Settings
 from tests.oracles.clock import SECOND_US, Trade
 from tests.support import AAA, Instrument, dbt, execute, insert_books, insert_trades, insert_watermark, query
@@ -233,3 +233,49 @@ def test_an_empty_store_says_what_to_run(store: Settings, tmp_path: Path) -> Non
     dbt("run")
     with pytest.raises(UserError, match="no buckets: run `make build`"):
         report.write_report(tmp_path / "r.html")
+
+
+def test_the_catalogue_page_has_a_line_per_feature(built: Settings, tmp_path: Path) -> None:
+    features = catalog.read_catalog()
+    page = Page(
+        catalog.write_catalog(features, tmp_path / "catalog.html", HOSTILE).read_text(encoding="utf-8")
+    )
+    cards = [a["id"] for a in page.all("div") if a.get("class") == "card"]
+    assert sorted(map(str, cards)) == sorted(f.name for f in features)
+    assert len(page.all("svg")) == len(features)
+    assert "<script" not in page.html
+    assert f"{len(features)}features" in page.text
+
+
+def test_the_catalogue_page_needs_buckets_of_the_instrument(built: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no buckets of beta/spot/ZZZ"):
+        catalog.write_catalog(catalog.read_catalog(), tmp_path / "catalog.html", ("beta", "spot", "ZZZ"))
+    assert not (tmp_path / "catalog.html").exists()
+
+
+def test_the_catalogue_is_printed_by_family_and_a_wrong_name_lists_the_right_ones() -> None:
+    from python_udfs.cli import app
+
+    runner = CliRunner()
+    done = runner.invoke(app, ["catalog", "--no-page"])
+    assert done.exit_code == 0
+    assert f"{len(catalog.read_catalog())} features in" in done.output
+    assert "kyle_lambda" in runner.invoke(app, ["catalog", "--family", "price_impact"]).output
+    wrong = runner.invoke(app, ["catalog", "--family", "nothing"])
+    assert isinstance(wrong.exception, UserError)
+    assert "price_impact" in str(wrong.exception)
+
+
+def test_a_broken_catalogue_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "catalog.csv"
+    file.write_text("name,family,formula,unit,source,priority,cost,owner\na,b,c\n")
+    with pytest.raises(UserError, match=r"catalog.csv, line 2: expected 8 fields"):
+        catalog.read_catalog(file)
+
+
+def test_a_sparkline_shows_gaps_and_lonely_values() -> None:
+    nan = float("nan")
+    assert "no value" in catalog.sparkline([nan, nan], "x")
+    drawn = catalog.sparkline([1, 2, nan, 5, nan, 3, 4], "x")
+    assert drawn.count("M") == 3
+    assert drawn.count("<rect") == 1

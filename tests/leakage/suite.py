@@ -51,7 +51,7 @@ class LeakageSuite:
 
     def test_the_shuffle_shows_after_t(self, built: Story, at_once: Comparison) -> None:
         for v in built.of("shuffle"):
-            to_the_end = compare(built.build, [replace(v, at=FOREVER)], only="feature_vector_v1")
+            to_the_end = compare(built.build, [replace(v, at=FOREVER)], only=["feature_vector_v1"])
             assert sum(x.rows for x in to_the_end.violations) > 10, v
 
     def test_late_rows_arrived(self, built: Story, grown: Comparison) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.jobs.report import queries, sections, svg
 from python_udfs.jobs.report.charts import Row, instrument_of, name_of
+from python_udfs.jobs.report.html import Section
 from python_udfs.jobs.report.models import models_section
 from python_udfs.jobs.report.queries import Instrument
 from python_udfs.settings import REPOSITORY, Layer, settings
@@ -58,7 +59,7 @@ def parse_instrument(written: str) -> Instrument:
 
 
 @contextmanager
-def _connected() -> Iterator[Client]:
+def connected() -> Iterator[Client]:
     """A connection on which a missing table or database is the user's next step, not a traceback."""
     missing = (driver_errors.ErrorCodes.UNKNOWN_TABLE, driver_errors.ErrorCodes.UNKNOWN_DATABASE)
     try:
@@ -85,7 +86,7 @@ def write_report(
     out = out or settings().data_dir / "report.html"
     now = datetime.now(UTC)
     now_us = int(now.timestamp() * 1e6)
-    with _connected() as c:
+    with connected() as c:
         buckets = db.rows(c, queries.bucket_counts())
         if not buckets:
             raise UserError("no buckets: run `make build`")
@@ -107,13 +108,35 @@ def write_report(
         ]
         loads = store.rows(queries.loads())[0]
         rejected = sum(r["lines"] for r in store.rows(queries.quarantine()))
+    write_page(
+        out,
+        title="MarketPrism report",
+        subtitle=_subtitle(trades, now),
+        tiles=_tiles(trades, buckets, rejected, loads, now_us),
+        sections=parts,
+        now=now,
+    )
+    return out
+
+
+def write_page(
+    out: Path,
+    *,
+    title: str,
+    subtitle: str,
+    tiles: Sequence[Mapping[str, str]],
+    sections: Sequence[Section],
+    now: datetime,
+) -> None:
+    """Writes a page of sections, all at once or not at all. tiles: value, name and note of each."""
     page = Environment(
         loader=PackageLoader(__name__, "."), autoescape=True, undefined=StrictUndefined
     ).get_template("page.html.j2")
     html = page.render(
-        subtitle=_subtitle(trades, now),
-        tiles=_tiles(trades, buckets, rejected, loads, now_us),
-        sections=parts,
+        title=title,
+        subtitle=subtitle,
+        tiles=tiles,
+        sections=sections,
         footer=f"Written {now:%Y-%m-%d %H:%M:%S} UTC by marketprism {git_revision()} from databases "
         f"{', '.join(settings().database(layer) for layer in LAYERS)}. All times are UTC.",
     )
@@ -121,7 +144,6 @@ def write_report(
     part = out.with_name(out.name + ".part")
     part.write_text(html, encoding="utf-8")
     part.replace(out)
-    return out
 
 
 def _ago(us: int | None, now_us: int) -> str:
