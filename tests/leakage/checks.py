@@ -88,6 +88,16 @@ NOT_COMPARED: Final = {
     "closed_feeds": "the same, of trades",
     "venue_coverage": "how far `venue_minutes` has come, which is compared",
     "derivative_markets": "reference data: which contract an instrument looks at",
+    "minute_feeds": "as stg_watermarks",
+    "event_token_vocabulary": "the seed's classes multiplied out: no data in it",
+    **dict.fromkeys(
+        ("trade_minutes_stored", "footprint_minutes_stored", "book_minutes_stored"),
+        "holds the open minute, too; the views that publish its minutes are compared",
+    ),
+    **dict.fromkeys(
+        ("trade_minutes_mv", "footprint_minutes_mv", "book_minutes_mv", "book_levels_mv"),
+        "writes into a table that is compared, or whose views are; has no rows",
+    ),
 }
 
 
