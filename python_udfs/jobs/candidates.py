@@ -23,7 +23,7 @@ from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.settings import REPOSITORY, settings
 
-MODELS: Final = ("footprint_minutes", "footprint_windows", "footprint_clusters")
+MODELS: Final = ("footprint_bin_minutes", "footprint_windows", "footprint_clusters")
 RUN_EVERY: Final = timedelta(minutes=5)
 STALE_AFTER: Final = timedelta(minutes=10)
 BUSY: Final = 75  # EX_TEMPFAIL: cron may try again
@@ -191,7 +191,7 @@ def measure_candidates(calls: int) -> dict[str, float]:
     with db.connect(settings().database("features")) as c:
         [(newest,)] = c.execute("select max(run_ts) from footprint_clusters")
         for _ in range(min(calls, 10)):
-            c.execute("delete from footprint_minutes where known_at > %(at)s", {"at": newest - RUN_EVERY})
+            c.execute("delete from footprint_bin_minutes where known_at > %(at)s", {"at": newest - RUN_EVERY})
             for table in ("footprint_windows", "footprint_clusters"):
                 c.execute(f"delete from {table} where run_ts = %(at)s", {"at": newest})
             began = _server_now(c)

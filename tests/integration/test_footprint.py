@@ -31,7 +31,7 @@ E8 = 10**8
 BookRow = tuple[int, int, int, int, int, int, int]
 MODELS = "+footprint +footprint_levels stale_candidates footprint_candidates"
 TABLES = (
-    *("footprint_bins", "footprint", "footprint_minutes", "footprint_windows", "footprint_clusters"),
+    *("footprint_bins", "footprint", "footprint_bin_minutes", "footprint_windows", "footprint_clusters"),
     "footprint_levels",
 )
 

@@ -21,7 +21,7 @@ CONFIG = MarketConfig(
     minutes=50, trades_per_second=20, sparse_books=True, book_levels=1, truths=("absorption",)
 )
 BARE = MarketConfig(minutes=50, trades_per_second=20, sparse_books=True, book_levels=1, truths=())
-TABLES = ("footprint_minutes", "footprint_windows", "footprint_clusters")
+TABLES = ("footprint_bin_minutes", "footprint_windows", "footprint_clusters")
 
 
 def _build(config: MarketConfig, folder: Path) -> None:

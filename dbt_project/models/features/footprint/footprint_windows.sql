@@ -24,7 +24,7 @@ runs as (
         m.market_type as market_type,
         m.symbol as symbol,
         m.known_at as run_ts
-    from {{ ref('footprint_minutes') }} as m
+    from {{ ref('footprint_bin_minutes') }} as m
     {% if appends %}
     left join published as p
         on m.exchange = p.exchange
@@ -77,7 +77,7 @@ minutes as (
             order by m.minute
             rows between 1 preceding and current row
         ) as before
-    from {{ ref('footprint_minutes') }} as m
+    from {{ ref('footprint_bin_minutes') }} as m
     inner join new_runs as r
         on m.exchange = r.exchange
         and m.market_type = r.market_type
