@@ -9,7 +9,7 @@ with ticks as (
         toDateTime64(received_at, 6, 'UTC') as timestamp,
         timestamp as known_at,
         mid
-    from {{ var('receive_clock_ticks', none) or "(
+    from {{ var('receive_clock_ticks') or "(
         select
             exchange,
             market_type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import random
 from dataclasses import dataclass, field
@@ -341,7 +342,7 @@ class Expected:
                 mids.append(self.market.venues[other].mid_at(at, SETTINGS))
                 theirs = cross_market.last_minute(self.market.venues[other], self.told[other], at)
                 verdicts.append(
-                    cross_market.verdict(mid, mids[-1], own, theirs, self.pair(key, other, run), limits)
+                    cross_market.verdict((mid, mids[-1]), own, theirs, self.pair(key, other, run), limits)
                 )
                 if other is reference:
                     row["reference_minute_trades"] = theirs["minute_trades"] if theirs else math.nan
@@ -497,7 +498,7 @@ def test_increments_and_ranged_rebuilds_give_the_same_bytes(store: Settings) -> 
     _seed()
     select = "+path:dbt_project/models/features/cross_market"
     edges = [0, START + 7 * MINUTE_US, MIDNIGHT + 90 * SECOND_US, MIDNIGHT + 12 * MINUTE_US, 2**62]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         _insert(market, low, high)
         dbt("run", select=select, **VARS)
     appended = {t: table_hash(t) for t in TABLES}

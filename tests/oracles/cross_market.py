@@ -235,15 +235,14 @@ def rolling_z(values: Floats, keys: Sequence[object], b: int, window: int) -> fl
 
 
 def verdict(
-    own_mid: float,
-    other_mid: float,
+    mids: tuple[float, float],
     own: dict[str, float] | None,
     other: dict[str, float] | None,
     pair: dict[str, float] | None,
     limits: dict[str, float],
 ) -> str:
-    """`on`, or the first check that fails."""
-    if math.isnan(own_mid) or math.isnan(other_mid):
+    """`on`, or the first check that fails. None: the minute, or the pair's run, is not told."""
+    if math.isnan(sum(mids)):
         return "no_book"
     if own is None or other is None:
         return "no_minute"

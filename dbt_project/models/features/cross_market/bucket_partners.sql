@@ -38,24 +38,38 @@ with_partners as (
 ),
 
 -- One row per bucket and partner, under the partner's name, so that what is known of it joins as of the bucket's end.
+listed as (
+    select
+        exchange as this_exchange,
+        market_type as this_market_type,
+        symbol as this_symbol,
+        bucket_id,
+        bucket_ts_end,
+        run_at,
+        arrayZip(
+            ['reference', 'basis'],
+            [ifNull(reference_exchange, ''), ifNull(basis_exchange, '')],
+            [ifNull(reference_market_type, ''), ifNull(basis_market_type, '')],
+            [ifNull(reference_symbol, ''), ifNull(basis_symbol, '')]
+        ) as partners
+    from with_partners
+),
+
 paired as (
     select
-        partner.2 as exchange,
-        partner.3 as market_type,
-        partner.4 as symbol,
-        w.exchange as this_exchange,
-        w.market_type as this_market_type,
-        w.symbol as this_symbol,
-        w.bucket_id as bucket_id,
-        w.bucket_ts_end as bucket_ts_end,
-        w.run_at as run_at,
-        partner.1 as role
-    from with_partners as w
-    array join [
-        ('reference', ifNull(w.reference_exchange, ''), ifNull(w.reference_market_type, ''), ifNull(w.reference_symbol, '')),
-        ('basis', ifNull(w.basis_exchange, ''), ifNull(w.basis_market_type, ''), ifNull(w.basis_symbol, ''))
-    ] as partner
-    where partner.4 != ''
+        this_exchange,
+        this_market_type,
+        this_symbol,
+        bucket_id,
+        bucket_ts_end,
+        run_at,
+        tupleElement(partner, 1) as purpose,
+        tupleElement(partner, 2) as exchange,
+        tupleElement(partner, 3) as market_type,
+        tupleElement(partner, 4) as symbol
+    from listed
+    array join partners as partner
+    where symbol != ''
 ),
 
 books as (
@@ -68,10 +82,12 @@ minutes as (
 
 limits as (
     select
-        {%- for name in ['min_trades_per_minute', 'min_book_updates_per_minute', 'max_trade_gap_ms', 'max_book_gap_ms',
-            'max_difference_mean_bps', 'max_difference_p99_bps'] %}
-        maxOrNullIf(limit_value, check_name = '{{ name }}') as {{ name }}{{ ',' if not loop.last }}
-        {%- endfor %}
+        maxOrNullIf(limit_value, check_name = 'min_trades_per_minute') as min_trades_per_minute,
+        maxOrNullIf(limit_value, check_name = 'min_book_updates_per_minute') as min_book_updates_per_minute,
+        maxOrNullIf(limit_value, check_name = 'max_trade_gap_ms') as max_trade_gap_ms,
+        maxOrNullIf(limit_value, check_name = 'max_book_gap_ms') as max_book_gap_ms,
+        maxOrNullIf(limit_value, check_name = 'max_difference_mean_bps') as max_difference_mean_bps,
+        maxOrNullIf(limit_value, check_name = 'max_difference_p99_bps') as max_difference_p99_bps
     from {{ ref('pair_consistency_thresholds') }}
 ),
 
@@ -81,7 +97,7 @@ judged as (
         b.this_market_type as market_type,
         b.this_symbol as symbol,
         b.bucket_id as bucket_id,
-        b.role as role,
+        b.purpose as purpose,
         b.exchange as other_exchange,
         b.market_type as other_market_type,
         b.symbol as other_symbol,
@@ -108,7 +124,7 @@ judged as (
         and b.this_market_type = m.this_market_type
         and b.this_symbol = m.this_symbol
         and b.bucket_id = m.bucket_id
-        and b.role = m.role
+        and b.purpose = m.purpose
     inner join {{ ref('top_of_book') }} as t
         on b.this_exchange = t.exchange
         and b.this_market_type = t.market_type
@@ -131,22 +147,29 @@ judged as (
     cross join limits as l
 ),
 
+described as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        purpose,
+        (
+            other_exchange, other_market_type, other_symbol, other_mid, other_book_age_ms, other_trades, other_book_updates,
+            difference_mean_bps, difference_p99_bps, verdict
+        ) as description
+    from judged
+),
+
 partners as (
     select
         exchange,
         market_type,
         symbol,
         bucket_id,
-        {%- for role in ['reference', 'basis'] %}
-        anyIf(
-            (
-                other_exchange, other_market_type, other_symbol, other_mid, other_book_age_ms, other_trades, other_book_updates,
-                difference_mean_bps, difference_p99_bps, verdict
-            ),
-            role = '{{ role }}'
-        ) as {{ role }}{{ ',' if not loop.last }}
-        {%- endfor %}
-    from judged
+        anyIf(description, purpose = 'reference') as reference,
+        anyIf(description, purpose = 'basis') as basis
+    from described
     group by exchange, market_type, symbol, bucket_id
 )
 

@@ -56,7 +56,7 @@ funding as (
         funding_rate,
         next_funding_time
     from {{ ref('stg_funding_rates') }}
-    order by timestamp desc, data_source
+    order by timestamp desc, data_source asc
     limit 1 by exchange, market_type, symbol, known_at
 ),
 
@@ -120,11 +120,7 @@ select
     }.items() %}
     if(reference_verdict = 'on', {{ value }}, null) as {{ name }},
     {%- endfor %}
-    {%- for value, name in {
-        'basis': 'basis_bps',
-        'funding_implied': 'funding_implied_basis_bps',
-        'basis - funding_implied': 'basis_deviation_bps',
-    }.items() %}
-    if(basis_verdict = 'on', {{ value }}, null) as {{ name }}{{ ',' if not loop.last }}
-    {%- endfor %}
+    if(basis_verdict = 'on', basis, null) as basis_bps,
+    if(basis_verdict = 'on', funding_implied, null) as funding_implied_basis_bps,
+    if(basis_verdict = 'on', basis - funding_implied, null) as basis_deviation_bps
 from implied

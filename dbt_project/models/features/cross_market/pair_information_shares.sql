@@ -1,8 +1,8 @@
 {%- set appends = is_incremental() and not is_ranged() %}
+{%- set pair_key = '(exchange, market_type, symbol, other_exchange, other_market_type, other_symbol, known_at)' %}
 {%- set coverage = ref('venue_coverage') %}
 {%- set period_s = var('information_share_period_s') %}
-{%- set per_second = 1000 // var('lead_lag_step_ms') %}
-{{ config(**bucket_grain(order_by='(exchange, market_type, symbol, other_exchange, other_market_type, other_symbol, known_at)', day='known_at')) }}
+{{ config(**bucket_grain(order_by=pair_key, day='known_at')) }}
 
 -- Which of two markets discovers the price: one row a closed period (a UTC day, unless the var says less), from its mids second by second.
 with
@@ -21,7 +21,7 @@ published as (
 ),
 {% endif %}
 
-seconds as (
+minutes as (
     select
         i.base_asset as base_asset,
         m.exchange as exchange,
@@ -29,7 +29,7 @@ seconds as (
         m.symbol as symbol,
         m.known_at as minute_end,
         toDateTime64(intDiv(toUnixTimestamp(m.known_at) + {{ period_s - 1 }}, {{ period_s }}) * {{ period_s }}, 6, 'UTC') as period_end,
-        arrayFilter((x, place) -> place % {{ per_second }} = 1 % {{ per_second }}, m.grid_mids, arrayEnumerate(m.grid_mids)) as mids
+        m.grid_mids as grid_mids
     from {{ ref('venue_minutes') }} as m
     inner join {{ ref('instruments') }} as i
         on m.exchange = i.exchange
@@ -51,20 +51,25 @@ seconds as (
         {%- endif %}
 ),
 
--- Each two markets once: the other way round the shares are what is left of one. A gap between minutes is an unknown second.
+seconds as (
+    select
+        base_asset,
+        exchange,
+        market_type,
+        symbol,
+        minute_end,
+        period_end,
+        {{ each_second('grid_mids') }} as mids
+    from minutes
+),
+
+-- Each two markets once: the other way round the shares are what is left of one.
 pairs as (
     select
-        a.exchange as exchange,
-        a.market_type as market_type,
-        a.symbol as symbol,
-        b.exchange as other_exchange,
-        b.market_type as other_market_type,
-        b.symbol as other_symbol,
+        (a.exchange, a.market_type, a.symbol) as market,
+        (b.exchange, b.market_type, b.symbol) as other_market,
         a.period_end as period_end,
-        arraySort(groupArray((toUnixTimestamp(a.minute_end), a.mids, b.mids))) as minutes,
-        arrayDifference(minutes.1) as since_last,
-        arrayFlatten(arrayMap((m, s) -> if(s > 60, arrayPushFront(m, nan), m), minutes.2, since_last)) as this_mids,
-        arrayFlatten(arrayMap((m, s) -> if(s > 60, arrayPushFront(m, nan), m), minutes.3, since_last)) as other_mids
+        arraySort(groupArray((toUnixTimestamp(a.minute_end), a.mids, b.mids))) as minutes
     from seconds as a
     inner join seconds as b
         on a.base_asset = b.base_asset
@@ -83,28 +88,58 @@ pairs as (
         {%- if appends %}
         and (p.resume_at is null or a.period_end > p.resume_at)
         {%- endif %}
-    group by exchange, market_type, symbol, other_exchange, other_market_type, other_symbol, period_end
+    group by market, other_market, period_end
 ),
 
-shares as (
+-- A gap between minutes is an unknown second.
+series as (
     select
-        * except (minutes, since_last, this_mids, other_mids),
-        mp_information_share(this_mids, other_mids, toInt64({{ var('information_share_lags') }})) as share
+        market,
+        other_market,
+        period_end,
+        arrayDifference(minutes.1) as since_last,
+        arrayFlatten(arrayMap((m, s) -> if(s > 60, arrayPushFront(m, nan), m), minutes.2, since_last)) as this_mids,
+        arrayFlatten(arrayMap((m, s) -> if(s > 60, arrayPushFront(m, nan), m), minutes.3, since_last)) as other_mids
     from pairs
+),
+
+discovery as (
+    select
+        market,
+        other_market,
+        period_end,
+        mp_information_share(this_mids, other_mids, toInt64({{ var('information_share_lags') }})) as answer,
+        tupleElement(answer, 'low') as low,
+        tupleElement(answer, 'high') as high,
+        tupleElement(answer, 'component') as component_of_market,
+        tupleElement(answer, 'error') as udf_error
+    from series
+),
+
+both_ways as (
+    select
+        if(is_mirrored, other_market, market) as this,
+        if(is_mirrored, market, other_market) as other,
+        period_end,
+        if(is_mirrored, 1 - high, low) as share_low,
+        if(is_mirrored, 1 - low, high) as share_high,
+        if(is_mirrored, 1 - component_of_market, component_of_market) as component,
+        udf_error
+    from discovery
+    array join [false, true] as is_mirrored
 )
 
 select
-    if(is_mirrored, s.other_exchange, s.exchange) as exchange,
-    if(is_mirrored, s.other_market_type, s.market_type) as market_type,
-    if(is_mirrored, s.other_symbol, s.symbol) as symbol,
-    if(is_mirrored, s.exchange, s.other_exchange) as other_exchange,
-    if(is_mirrored, s.market_type, s.other_market_type) as other_market_type,
-    if(is_mirrored, s.symbol, s.other_symbol) as other_symbol,
-    s.period_end as timestamp,
-    s.period_end as known_at,
-    if(is_mirrored, 1 - s.share.high, s.share.low) as share_low,
-    if(is_mirrored, 1 - s.share.low, s.share.high) as share_high,
-    if(is_mirrored, 1 - s.share.component, s.share.component) as component,
-    s.share.error as udf_error
-from shares as s
-array join [false, true] as is_mirrored
+    this.1 as exchange,
+    this.2 as market_type,
+    this.3 as symbol,
+    other.1 as other_exchange,
+    other.2 as other_market_type,
+    other.3 as other_symbol,
+    period_end as timestamp,
+    period_end as known_at,
+    share_low,
+    share_high,
+    component,
+    udf_error
+from both_ways

@@ -1,10 +1,10 @@
 {%- set appends = is_incremental() and not is_ranged() %}
+{%- set pair_key = '(exchange, market_type, symbol, other_exchange, other_market_type, other_symbol, known_at)' %}
 {%- set coverage = ref('venue_coverage') %}
 {%- set run_s = var('cross_run_s') %}
 {%- set window_s = var('cross_window_s') %}
-{%- set per_second = 1000 // var('lead_lag_step_ms') %}
 {%- set hurst_lags = [1, 2, 4, 8, 16, 32] %}
-{{ config(**bucket_grain(order_by='(exchange, market_type, symbol, other_exchange, other_market_type, other_symbol, known_at)', day='known_at')) }}
+{{ config(**bucket_grain(order_by=pair_key, day='known_at')) }}
 
 -- How the prices of two markets hang together: each run, over the closed minutes of the window before it, second by second.
 with
@@ -23,32 +23,43 @@ published as (
 ),
 {% endif %}
 
-windows as (
+minutes as (
     select
         i.base_asset as base_asset,
         m.exchange as exchange,
         m.market_type as market_type,
         m.symbol as symbol,
-        run_at,
-        arraySort(groupArray((
-            m.known_at,
-            arrayMap(x -> log(x), arrayFilter((x, place) -> place % {{ per_second }} = 1 % {{ per_second }}, m.grid_mids, arrayEnumerate(m.grid_mids))),
-            m.second_prices
-        ))) as minutes
+        m.known_at as known_at,
+        m.grid_mids as grid_mids,
+        m.second_prices as second_prices
     from {{ ref('venue_minutes') }} as m
     inner join {{ ref('instruments') }} as i
         on m.exchange = i.exchange
         and m.market_type = i.market_type
         and m.symbol = i.symbol
-    array join {{ runs_of('m.known_at', run_s, window_s) }} as run_at
     {%- if is_ranged() %}
     where
         m.known_at > {{ range_start() }} - toIntervalSecond({{ window_s }})
         and m.known_at < {{ range_end() }}
-        and run_at >= {{ range_start() }}
-        and run_at < {{ range_end() }}
     {%- elif appends %}
     where m.known_at > {{ pairs_resume_at('published', coverage) }} - toIntervalSecond({{ window_s }})
+    {%- endif %}
+),
+
+windows as (
+    select
+        base_asset,
+        exchange,
+        market_type,
+        symbol,
+        run_at,
+        arraySort(groupArray((known_at, {{ each_second('grid_mids') }}, second_prices))) as grids
+    from minutes
+    array join {{ runs_of('known_at', run_s, window_s) }} as run_at
+    {%- if is_ranged() %}
+    where
+        run_at >= {{ range_start() }}
+        and run_at < {{ range_end() }}
     {%- endif %}
     group by base_asset, exchange, market_type, symbol, run_at
     having count() = {{ window_s // 60 }}
@@ -63,10 +74,10 @@ pairs as (
         b.market_type as other_market_type,
         b.symbol as other_symbol,
         a.run_at as run_at,
-        arrayFlatten(a.minutes.2) as this_log,
-        arrayFlatten(b.minutes.2) as other_log,
-        arrayFlatten(a.minutes.3) as this_price,
-        arrayFlatten(b.minutes.3) as other_price
+        arrayFlatten(a.grids.2) as this_mids,
+        arrayFlatten(b.grids.2) as other_mids,
+        arrayFlatten(a.grids.3) as this_price,
+        arrayFlatten(b.grids.3) as other_price
     from windows as a
     inner join windows as b
         on a.base_asset = b.base_asset
@@ -91,6 +102,8 @@ pairs as (
 regressed as (
     select
         *,
+        arrayMap(m -> log(m), this_mids) as this_log,
+        arrayMap(m -> log(m), other_mids) as other_log,
         arrayFilter(d -> not isNaN(d), arrayMap((p, q) -> abs(p - q) / (p + q) * 20000, this_price, other_price)) as differences,
         arrayFilter(z -> not isNaN(z.1 + z.2), arrayZip(this_log, other_log)) as both_known,
         length(both_known) as points,
@@ -111,19 +124,19 @@ dynamics as (
     select
         *,
         arrayFilter(z -> not isNaN(z.1 + z.2), arrayZip(arrayPopBack(residuals), arrayPopFront(residuals))) as steps,
-        arrayMap(e -> e - arrayAvg(steps.1), steps.1) as before,
-        arrayMap(e -> e - arrayAvg(steps.2), steps.2) as after,
-        arrayDotProduct(before, after) / arrayDotProduct(before, before) as persistence,
+        arrayMap(e -> e - arrayAvg(steps.1), steps.1) as residuals_before,
+        arrayMap(e -> e - arrayAvg(steps.2), steps.2) as residuals_after,
+        arrayDotProduct(residuals_before, residuals_after) / arrayDotProduct(residuals_before, residuals_before) as persistence,
         arrayMap((y, x) -> y - x, this_log, other_log) as spreads,
         [
             {%- for lag in hurst_lags %}
             arrayFilter(
                 d -> not isNaN(d),
-                arrayMap((s, t) -> t - s, arrayResize(spreads, greatest(length(spreads) - {{ lag }}, 0)), arraySlice(spreads, {{ lag + 1 }}))
+                arrayMap((s, t) -> t - s, arraySlice(spreads, 1, -{{ lag }}), arraySlice(spreads, {{ lag + 1 }}))
             ){{ ',' if not loop.last }}
             {%- endfor %}
-        ] as moves,
-        arrayMap(m -> arrayReduce('varPopStable', m), moves) as move_variances
+        ] as lagged_moves,
+        arrayMap(m -> arrayReduce('varPopStable', m), lagged_moves) as move_variances
     from regressed
 )
 
@@ -144,10 +157,11 @@ select
     if(is_regressed, slope, null) as slope,
     if(is_regressed, this_mean - slope * other_mean, null) as intercept,
     if(is_regressed, residual_sd * 10000, null) as residual_sd_bps,
-    if(is_regressed and length(steps) >= {{ window_s // 10 }} and persistence > 0 and persistence < 1, -log(2) / log(persistence), null) as half_life_s,
+    is_regressed and length(steps) >= {{ window_s // 10 }} and persistence > 0 and persistence < 1 as reverts,
+    if(reverts, -log(2) / log(persistence), null) as half_life_s,
     -- slope of log sd on log lag; the lags are powers of 2
     if(
-        length(moves[-1]) >= {{ window_s // 10 }} and arrayAll(v -> v > 0, move_variances),
+        length(lagged_moves[-1]) >= {{ window_s // 10 }} and arrayAll(v -> v > 0, move_variances),
         arraySum(arrayMap((v, i) -> (i - {{ (hurst_lags | length + 1) / 2 }}) * log(v) / 2, move_variances, arrayEnumerate(move_variances)))
         / {{ (hurst_lags | length) * ((hurst_lags | length) ** 2 - 1) / 12 }} / log(2),
         null

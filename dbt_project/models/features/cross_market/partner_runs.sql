@@ -16,11 +16,19 @@ published as (
     group by exchange, market_type, symbol
 ),
 
+traders as (
+    select distinct
+        exchange,
+        market_type,
+        symbol
+    from {{ ref('trade_flow') }}
+),
+
 -- an instrument that is new here may bring a past: then its partners' past counts again
 unpublished as (
     select count() as instruments
     from {{ ref('closed_feeds') }} as f
-    inner join (select distinct exchange, market_type, symbol from {{ ref('trade_flow') }}) as b
+    inner join traders as b
         on f.exchange = b.exchange
         and f.market_type = b.market_type
         and f.symbol = b.symbol
@@ -67,6 +75,34 @@ runs as (
     from traded
 ),
 
+markets as (
+    select distinct
+        base_asset,
+        exchange,
+        market_type,
+        symbol
+    from traded
+),
+
+every_run as (
+    select
+        r.base_asset as base_asset,
+        m.exchange as exchange,
+        m.market_type as market_type,
+        m.symbol as symbol,
+        r.run as run,
+        t.notional as traded_notional
+    from runs as r
+    inner join markets as m
+        on r.base_asset = m.base_asset
+    left join traded as t
+        on r.base_asset = t.base_asset
+        and m.exchange = t.exchange
+        and m.market_type = t.market_type
+        and m.symbol = t.symbol
+        and r.run = t.run
+),
+
 liquidity as (
     select
         base_asset,
@@ -74,23 +110,12 @@ liquidity as (
         market_type,
         symbol,
         run,
-        sum(notional) over (
+        sum(ifNull(traded_notional, toDecimal128(0, 2))) over (
             partition by base_asset, exchange, market_type, symbol
             order by run
             range between {{ lookback_s - 1 }} preceding and current row
         ) as notional
-    from (
-        select base_asset, exchange, market_type, symbol, run, sum(notional) as notional
-        from (
-            select base_asset, exchange, market_type, symbol, run, notional from traded
-            union all
-            select r.base_asset, i.exchange, i.market_type, i.symbol, r.run, toDecimal128(0, 2) as notional
-            from runs as r
-            inner join (select distinct base_asset, exchange, market_type, symbol from traded) as i
-                on r.base_asset = i.base_asset
-        )
-        group by base_asset, exchange, market_type, symbol, run
-    )
+    from every_run
 ),
 
 -- Most traded first; names decide between equals.
@@ -114,12 +139,12 @@ chosen as (
         tupleElement(c, 3) as symbol,
         toDateTime64(run, 6, 'UTC') as known_at,
         tupleElement(c, 4) as notional,
-        arrayFilter(x -> (x.1, x.2, x.3) != (c.1, c.2, c.3), candidates) as others,
-        arrayFirst(x -> true, others) as reference,
+        arrayFilter(x -> (x.1, x.2, x.3) != (c.1, c.2, c.3), candidates) as other_candidates,
+        arrayFirst(x -> true, other_candidates) as reference,
         -- spot against a perpetual of the same exchange
         arrayFirst(
             x -> x.1 = c.1 and if(c.2 = 'spot', x.2 in ('linear', 'inverse'), c.2 in ('linear', 'inverse') and x.2 = 'spot'),
-            others
+            other_candidates
         ) as basis_leg
     from ranked
     array join candidates as c

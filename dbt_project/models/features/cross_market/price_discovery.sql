@@ -1,12 +1,11 @@
 {{ config(**bucket_grain()) }}
+{%- set period_s = var('information_share_period_s') %}
 
 -- Who leads, this instrument or its reference: as of the bucket's last run, and of the last closed period of information shares.
 with buckets as (
     select
         *,
-        toDateTime64(
-            intDiv(toUnixTimestamp(bucket_ts_end), {{ var('information_share_period_s') }}) * {{ var('information_share_period_s') }}, 6, 'UTC'
-        ) as period_end
+        toDateTime64(intDiv(toUnixTimestamp(bucket_ts_end), {{ period_s }}) * {{ period_s }}, 6, 'UTC') as period_end
     from {{ new_buckets(ref('bucket_partners')) }}
 )
 

@@ -11,7 +11,9 @@ published as (
         exchange,
         market_type,
         symbol,
-        max(known_at) as resume_at
+        (exchange, market_type, symbol) as market,
+        max(known_at) as resume_at,
+        resume_at - toIntervalSecond({{ keep_s + 60 }}) as read_from
     from {{ this }}
     group by exchange, market_type, symbol
 ),
@@ -33,10 +35,7 @@ trades as (
         and timestamp >= {{ range_start() }} - toIntervalSecond({{ keep_s + 60 }})
         and timestamp < {{ range_end() }}
         {%- elif appends %}
-        and (
-            timestamp >= (select min(resume_at) from published) - toIntervalSecond({{ keep_s + 60 }})
-            or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
-        )
+        and (timestamp >= (select min(read_from) from published) or (exchange, market_type, symbol) not in (select market from published))
         {%- endif %}
 ),
 
@@ -54,10 +53,7 @@ states as (
         and known_at >= {{ range_start() }} - toIntervalSecond({{ keep_s + 60 }})
         and known_at < {{ range_end() }}
         {%- elif appends %}
-        and (
-            known_at >= (select min(resume_at) from published) - toIntervalSecond({{ keep_s + 60 }})
-            or (exchange, market_type, symbol) not in (select (exchange, market_type, symbol) from published)
-        )
+        and (known_at >= (select min(read_from) from published) or (exchange, market_type, symbol) not in (select market from published))
         {%- endif %}
 ),
 
@@ -67,11 +63,11 @@ seconds as (
         market_type,
         symbol,
         toStartOfMinute(timestamp) + toIntervalMinute(1) as minute_end,
-        toSecond(timestamp) as second,
+        toSecond(timestamp) as second_of_minute,
         groupArray(toUnixTimestamp64Micro(timestamp)) as times,
         argMax(price, (timestamp, trade_seq, if(trade_seq = 0, trade_id, ''))) as last_price
     from trades
-    group by exchange, market_type, symbol, minute_end, second
+    group by exchange, market_type, symbol, minute_end, second_of_minute
 ),
 
 trade_minutes as (
@@ -81,7 +77,8 @@ trade_minutes as (
         symbol,
         minute_end,
         arraySort(groupArrayArray(times)) as trade_times,
-        groupArray((second, toFloat64(last_price))) as last_prices
+        groupArray((second_of_minute, toFloat64(last_price))) as priced,
+        arrayMap(s -> arrayFirst(x -> x.1 = s, arrayPushBack(priced, (toUInt8(s), nan))).2, range(60)) as second_prices
     from seconds
     group by exchange, market_type, symbol, minute_end
 ),
@@ -106,9 +103,19 @@ minutes as (
         e.symbol as symbol,
         e.minute_end + toIntervalMinute(arrayJoin(range({{ keep_s // 60 + 1 }}))) as known_at
     from (
-        select exchange, market_type, symbol, minute_end from trade_minutes
+        select
+            exchange,
+            market_type,
+            symbol,
+            minute_end
+        from trade_minutes
         union distinct
-        select exchange, market_type, symbol, minute_end from book_minutes
+        select
+            exchange,
+            market_type,
+            symbol,
+            minute_end
+        from book_minutes
     ) as e
 ),
 
@@ -185,7 +192,7 @@ select
         null
     ) as minute_{{ kind }}_gap_median_ms,
     {%- endfor %}
-    arrayMap(s -> arrayFirst(x -> x.1 = s, arrayPushBack(t.last_prices, (toUInt8(s), nan))).2, range(60)) as second_prices,
+    if(empty(t.second_prices), arrayWithConstant(60, toFloat64('nan')), t.second_prices) as second_prices,
     b.ticks.1 as tick_us,
     b.ticks.2 as tick_mids,
     p.grid_mids as grid_mids
