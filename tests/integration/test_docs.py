@@ -136,6 +136,13 @@ NOT_A_FEATURE = {
     "bucket_ts_end",
     "known_at",
     "udf_error",
+    # keys of minutes and of events
+    "minute_start",
+    "timestamp",
+    "is_book",
+    "event_seq",
+    "event_text_id",
+    "is_ask",
 }
 
 
