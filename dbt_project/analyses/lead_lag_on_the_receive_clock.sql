@@ -30,7 +30,7 @@ ticks as (
 ),
 
 lead_lags as (
-    {{ lead_lag_between('ticks', 10, 20, var('book_max_lag_ms')) }}
+    {{ market_lead_lag('ticks', 10, 20, var('book_max_lag_ms')) }}
 )
 
 select
