@@ -100,13 +100,17 @@ def insert_books(
 ) -> None:
     """Book states: (timestamp µs, last_update_id, bid e8, ask e8, bid quantity e8, ask quantity e8, known_at µs).
 
-    levels: a side; those behind the best are 0.01 to 0.03 apart, with quantities that the state's id decides.
+    levels: a side; those behind the best are 0.01 to 0.03 apart, with quantities that the state's id decides,
+        and now and then a wall.
     """
 
     def side(name: str, price: str, quantity: str, sign: str) -> str:
         """SQL: the JSON of one side; no level where the best has no quantity."""
         step = f"({sign} * 1000000 * arraySum(arrayMap(j -> 1 + cityHash64(u div 4, j, '{name}') % 3, range(i))))"
-        size = f"if(i = 0, {quantity}, toInt64(cityHash64(u div 4, i, '{name}') % 900 + 1) * 1000000)"
+        wall = f"if(cityHash64(u div 8, i, '{name}', 'wall') % 200 = 0, 50, 1)"
+        size = (
+            f"if(i = 0, {quantity}, toInt64(cityHash64(u div 4, i, '{name}') % 900 + 1) * 1000000 * {wall})"
+        )
         level = (
             f"[toString({decimal(f'toInt64({price} + {step})')}), toString({decimal(f'toInt64({size})')})]"
         )

@@ -243,7 +243,7 @@ def _comparison(part: Part, variants: Sequence[Variant]) -> str:
 # ---- the source ----------------------------------------------------------------------------------------
 
 LOOKS_AHEAD: Final = {
-    r"\blead\w*\s*\(": "lead",
+    r"\blead(InFrame)?\s*\(": "lead",
     r"\bfollowing\b": "following",
     r"\bneighbor\s*\(": "neighbor",
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -204,5 +205,9 @@ def add_instruments(
     features: str, contract_values: Mapping[tuple[str, str], int], symbols: Iterable[str]
 ) -> None:
     """Reference data of the variants. A variant is its own base asset: what pairs markets stays inside it."""
-    rows = [(*of, s, s, "USDT", value, s, 0) for of, value in contract_values.items() for s in symbols]
+    rows = [
+        (*of, s, s, "USDT", value, s, Decimal("0.01"))
+        for of, value in contract_values.items()
+        for s in symbols
+    ]
     execute(f"insert into {features}.instruments values", rows)

@@ -5,9 +5,9 @@
     mid, unique per market and time. step_ms, steps: lags from -steps to steps of step_ms; positive: the first market moves
     first. max_lag_ms: an older mid is unknown.
   Returns: a SELECT of first_market, second_market, lag_ms, correlation, points_from, points_to and lags_ms, correlations.
-  Example: {{ lead_lag_between('ticks', 10, 20, 10000) }}
+  Example: {{ market_lead_lag('ticks', 10, 20, 10000) }}
 #}
-{% macro lead_lag_between(ticks, step_ms, steps, max_lag_ms) -%}
+{% macro market_lead_lag(ticks, step_ms, steps, max_lag_ms) -%}
 with
 spans as (
     select
