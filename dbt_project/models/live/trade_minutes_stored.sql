@@ -1,6 +1,9 @@
 {%- set appends = is_incremental() and not is_ranged() %}
 {{ config(**bucket_grain(order_by='(exchange, market_type, symbol, minute_start)', day='minute_start')) }}
-{{ config(engine='AggregatingMergeTree()', settings={'non_replicated_deduplication_window': 10000, 'replicated_deduplication_window': 10000}) }}
+{{ config(
+    engine='AggregatingMergeTree()',
+    settings={'non_replicated_deduplication_window': 10000, 'replicated_deduplication_window': 10000},
+) }}
 
 -- What traded per minute, as the materialized view and this backfill write it: `trade_minutes` is what to read.
 --
