@@ -1,6 +1,6 @@
 {{ config(materialized='view') }}
 {%- set by_clock = ['exchange', 'market_type', 'symbol', 'bucket_id', 'bucket_ts_start', 'bucket_ts_end', 'clock'] %}
-{%- set vector = ref('feature_vector', v=1) %}
+{%- set vector = ref('feature_vector', v=2) %}
 {#- What a minute can say: a feature x for which minute_bars has minute_x. -#}
 {%- set minute_columns = [
     'trade_count', 'buy_count', 'sell_count', 'volume', 'buy_volume', 'sell_volume', 'flow_imbalance', 'vwap', 'notional', 'open_price',
