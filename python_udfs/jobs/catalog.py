@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from clickhouse_driver import Client
@@ -84,21 +84,20 @@ def _counted(family: str, n: int) -> str:
 def summary(features: Sequence[Feature]) -> Table:
     """One row per family, and the counts."""
     table = Table(title=f"{len(features)} features in {len(_families(features))} families")
-    table.add_column("topic")
     table.add_column("family (model)", no_wrap=True)
     table.add_column("features", justify="right")
     for title in ("sources", "priority", "cost"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for topic, members in topics(features).items():
-        for i, (family, rows) in enumerate(_families(members).items()):
+        table.add_row(f"[bold]{topic}[/]", f"[bold]{len(members)}[/]")
+        for family, rows in _families(members).items():
             priorities = Counter(r.priority for r in rows)
             table.add_row(
-                topic if i == 0 else "",
-                family,
+                f"  {family}",
                 str(len(rows)),
                 ", ".join(sorted({s for r in rows for s in r.source.split("+")})),
                 ", ".join(f"{p} {n}" for p, n in sorted(priorities.items())),
-                "/".join(sorted({r.cost for r in rows})),
+                "/".join(c for c in ("low", "medium", "high") if c in {r.cost for r in rows}),
             )
         table.add_section()
     return table
@@ -114,30 +113,40 @@ def details(features: Sequence[Feature]) -> Table:
     return table
 
 
-def _latest(c: Client, family: str, names: Sequence[str], instrument: Instrument) -> dict[str, list[float]]:
-    """The newest values of a family's features, oldest first; nan for NULL."""
-    columns = ", ".join(f"ifNull(toFloat64({n}), nan)" for n in names)
-    order = _order(c, family)
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The newest values of a feature, oldest first; nan for NULL. `names`: what 0, 1, … stand for, of a text."""
+
+    values: list[float]
+    names: list[str]
+
+
+def _latest(c: Client, family: str, names: Sequence[str], instrument: Instrument) -> dict[str, Drawn]:
+    """The newest values of a family's features."""
+    types: dict[str, str] = dict(
+        c.execute(
+            "select name, type from system.columns where database = %(d)s and table = %(t)s",
+            {"d": settings().database("features"), "t": family},
+        )
+    )
+    if not set(names) <= set(types):
+        raise UserError(f"the store has no {family} with {', '.join(names)}: run `make build`")
+    order = "bucket_id" if "bucket_id" in types else "known_at"
     found = c.execute(
-        f"select {columns} from {settings().database('features')}.{family} where exchange = %(e)s "
+        f"select {', '.join(names)} from {settings().database('features')}.{family} where exchange = %(e)s "
         f"and market_type = %(m)s and symbol = %(s)s order by {order} desc limit {POINTS}",
         dict(zip("ems", instrument, strict=True)),
     )
-    return {n: [row[i] for row in reversed(found)] for i, n in enumerate(names)}
-
-
-def _order(c: Client, family: str) -> str:
-    """The column that orders a family's rows in time."""
-    columns = {
-        name
-        for (name,) in c.execute(
-            "select name from system.columns where database = %(d)s and table = %(t)s",
-            {"d": settings().database("features"), "t": family},
-        )
+    return {
+        n: _drawn([row[i] for row in reversed(found)], is_text="String" in types[n])
+        for i, n in enumerate(names)
     }
-    if not columns:
-        raise UserError(f"the store has no {family}: run `make build`")
-    return next(name for name in ("bucket_id", "known_at") if name in columns)
+
+
+def _drawn(raw: Sequence[Any], *, is_text: bool) -> Drawn:
+    names = sorted({v for v in raw if v is not None}) if is_text else []
+    place = {name: float(i) for i, name in enumerate(names)}
+    return Drawn([math.nan if v is None else place[v] if is_text else float(v) for v in raw], names)
 
 
 def sparkline(values: Sequence[float], alt: str) -> Markup:
@@ -158,14 +167,17 @@ def sparkline(values: Sequence[float], alt: str) -> Markup:
     return svg.drawing(WIDTH, HEIGHT, alt, [svg.polyline(points, "price"), *alone], "small")
 
 
-def _card(feature: Feature, values: Sequence[float]) -> Markup:
+def _card(feature: Feature, drawn: Drawn) -> Markup:
+    values = drawn.values
     known = [v for v in values if math.isfinite(v)]
     share = 1 - len(known) / len(values) if values else 1
-    numbers = (min(known), sorted(known)[len(known) // 2], max(known)) if known else (None, None, None)
-    cells = Markup("").join(
-        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, svg.number(v))
-        for name, v in zip(("min", "median", "max"), numbers, strict=True)
-    )
+    if drawn.names:
+        counts = Counter(drawn.names[int(v)] for v in known).most_common(3)
+        stats = [(name, svg.count(n)) for name, n in counts]
+    else:
+        numbers = (min(known), sorted(known)[len(known) // 2], max(known)) if known else (None, None, None)
+        stats = [(n, svg.number(v)) for n, v in zip(("min", "median", "max"), numbers, strict=True)]
+    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*pair) for pair in stats)
     return Markup(
         '<div class="card" id="{0}"><h4>{0}<span{1}>{2} NULL</span></h4>{3}<dl>{4}</dl>'
         '<p class="note">{5}</p><p class="note">{6} · {7} · {8} · cost {9}</p></div>'
@@ -208,7 +220,7 @@ def write_catalog(
             figures = []
             for family, rows in _families(members).items():
                 values = _latest(c, family, [r.name for r in rows], shown)
-                empty += sum(1 for v in values.values() if not any(map(math.isfinite, v)))
+                empty += sum(1 for v in values.values() if not any(map(math.isfinite, v.values)))
                 cards = Markup("").join(_card(r, values[r.name]) for r in rows)
                 figures.append(
                     Figure(_counted(family, len(rows)), Markup('<div class="cards">{}</div>').format(cards))
