@@ -12,7 +12,7 @@ DATA ?=
 PYTEST_ARGS ?= -n 2 --dist loadscope
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: .venv/.installed ## virtual environment from the lock file
 .venv/.installed: requirements.lock pyproject.toml
@@ -40,6 +40,8 @@ train: setup ## train the baselines on training_set
 	$(MP) train
 score: setup ## score the latest buckets
 	$(MP) score
+refresh-candidates: setup ## footprint levels up to now; for cron, each five minutes
+	$(MP) refresh-candidates
 report: setup ## one HTML page of everything worth looking at
 	$(MP) report
 catalog: setup ## every feature with its formula; a page with a line per feature
@@ -56,4 +58,4 @@ clean: ## stop the server and remove everything that was made here
 	-test -x $(MP) && $(MP) server down
 	rm -rf .venv .marketprism target logs *.egg-info
 
-.PHONY: help setup up down status migrate ingest build demo train score report catalog docs test lint bench clean
+.PHONY: help setup up down status migrate ingest build demo train score refresh-candidates report catalog docs test lint bench clean

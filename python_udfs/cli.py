@@ -11,6 +11,7 @@ from rich.console import Console
 from python_udfs.errors import UserError
 from python_udfs.ingest.cli import app as ingest_app
 from python_udfs.jobs.bench import bench_command
+from python_udfs.jobs.candidates import refresh_candidates_command
 from python_udfs.jobs.catalog import catalog_command
 from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
@@ -50,3 +51,4 @@ app.command("score")(score_command)
 app.command("report")(report_command)
 app.command("catalog")(catalog_command)
 app.command("bench")(bench_command)
+app.command("refresh-candidates")(refresh_candidates_command)

@@ -53,7 +53,8 @@ def _length(n: int) -> bytes:
 def _read_array(dtype: str) -> Callable[[BinaryIO], Any]:
     def read(source: BinaryIO) -> Any:
         n = _read_length(source)
-        return np.frombuffer(_exactly(source, 8 * n), dtype=dtype)
+        # a copy: some libraries refuse memory that they could not write to
+        return np.frombuffer(_exactly(source, 8 * n), dtype=dtype).copy()
 
     return read
 

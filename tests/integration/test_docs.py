@@ -97,8 +97,10 @@ def test_every_public_model_has_an_enforced_contract_and_every_model_a_group(pro
     }
     assert [k for k in public if not project.models[k]["contract"]["enforced"]] == []
     assert [k for k, node in project.models.items() if not node["config"]["group"]] == []
-    versioned = project.models["model.marketprism.feature_vector.v1"]
-    assert versioned["version"] == versioned["latest_version"] == 1
+    first, second = (project.models[f"model.marketprism.feature_vector.v{v}"] for v in (1, 2))
+    assert second["version"] == second["latest_version"] == 2
+    assert first["deprecation_date"] is not None
+    assert set(first["columns"]) < set(second["columns"])
 
 
 def test_a_contract_says_the_type_that_the_database_has(project: Project) -> None:
@@ -134,6 +136,13 @@ NOT_A_FEATURE = {
     "bucket_ts_end",
     "known_at",
     "udf_error",
+    # keys of minutes and of events
+    "minute_start",
+    "timestamp",
+    "is_book",
+    "event_seq",
+    "event_text_id",
+    "is_ask",
 }
 
 

@@ -87,6 +87,17 @@ NOT_COMPARED: Final = {
     "stg_watermarks": "how far the feeds have come: it is cut with the data and states nothing of the market",
     "closed_feeds": "the same, of trades",
     "venue_coverage": "how far `venue_minutes` has come, which is compared",
+    "derivative_markets": "reference data: which contract an instrument looks at",
+    "minute_feeds": "as stg_watermarks",
+    "event_token_vocabulary": "the seed's classes multiplied out: no data in it",
+    **dict.fromkeys(
+        ("trade_minutes_stored", "footprint_minutes_stored", "book_minutes_stored"),
+        "holds the open minute, too; the views that publish its minutes are compared",
+    ),
+    **dict.fromkeys(
+        ("trade_minutes_mv", "footprint_minutes_mv", "book_minutes_mv", "book_levels_mv"),
+        "writes into a table that is compared, or whose views are; has no rows",
+    ),
 }
 
 
@@ -242,6 +253,10 @@ ASOF_ALLOWED: Final = {
     "macros/time/as_of.sql": "the one place",
     "dbt_project/models/features/order_book/top_of_book.sql": "which bucket an update falls into: an update "
     "looks for the first bucket that had not ended before it; leakage_book_updates.sql counts after it",
+    "dbt_project/models/features/tape/book_steps.sql": "the same question, of the states on the 100 ms grid",
+    "dbt_project/models/features/order_book/book_dynamics.sql": "which bucket an update falls into, as in top_of_book.sql",
+    "dbt_project/models/features/derivatives/liquidation_panic.sql": "which bucket a liquidation falls into: "
+    "the first that had not ended before it",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(

@@ -178,3 +178,44 @@ def _trades(trades: Sequence[Trade]) -> list[ofm.Trade]:
         )
         for t in trades
     ]
+
+
+def roll_spread(prices: Series) -> float:
+    """orderflow_metrics.roll_spread, in units of price.
+
+    The package centres both series of changes on the mean of all changes and divides by their number, one more than
+    there are pairs; ours is the plain covariance of the pairs: equal up to terms of 1/n. It returns 0 where ours is NULL.
+    """
+    return ofm.roll_spread([float(p) for p in prices])
+
+
+def spread_parts(
+    prices: Series, mids: Series, later_mids: Series, is_buy: Sequence[bool]
+) -> tuple[Floats, Floats, Floats]:
+    """orderflow_metrics.effective_spread, realized_spread and price_impact of each trade, in units of price: ours
+    before the division by the mid."""
+    sides = ["buy" if b else "sell" for b in is_buy]
+    rows = list(zip(prices, mids, later_mids, sides, strict=True))
+    return (
+        np.array([ofm.effective_spread(float(p), float(m), s) for p, m, _, s in rows]),
+        np.array([ofm.realized_spread(float(p), float(x), s) for p, _, x, s in rows]),
+        np.array([ofm.price_impact(float(m), float(x), s) for _, m, x, s in rows]),
+    )
+
+
+def equal_volume_imbalances(trades: Sequence[Trade], bar: int) -> Floats:
+    """ob_analytics.compute_vpin: |bought - sold| of its bars of equal volume, which split trades exactly as ours do.
+
+    It sorts by time unstably and drops what is left of a bar below 1e-12: times here are the places in the list, and
+    quantities whole numbers.
+    """
+    frame = pd.DataFrame(
+        {
+            "timestamp": pd.date_range("2024-01-01", periods=len(trades), freq="s", tz="UTC"),
+            "price": 1.0,
+            "volume": [float(t.quantity_e8) for t in trades],
+            "direction": [t.side for t in trades],
+        }
+    )
+    found = compute_vpin(frame, float(bar), 50)
+    return found["vpin"].to_numpy(dtype=np.float64) * bar if len(found) else np.array([])

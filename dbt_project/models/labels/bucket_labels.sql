@@ -74,30 +74,7 @@ scaled as (
 
 -- How far each instrument's book is known: a later mid is not yet a label.
 books as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        max(complete_to) as complete_to
-    from (
-        select
-            exchange,
-            market_type,
-            symbol,
-            max(known_at) as complete_to
-        from {{ ref('book_updates') }}
-        group by exchange, market_type, symbol
-        union all
-        select
-            exchange,
-            market_type,
-            symbol,
-            -- complete before the watermark, not at it
-            watermark - toIntervalMicrosecond(1) as complete_to
-        from {{ ref('stg_watermarks') }}
-        where kind = 'orderbooks'
-    )
-    group by exchange, market_type, symbol
+    {{ book_complete_to() }}
 ),
 
 -- One row per bucket and clock horizon: the mid that will be known then.

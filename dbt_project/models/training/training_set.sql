@@ -5,9 +5,9 @@
 ) }}
 
 -- Features as of the bucket's end beside what came after it. Split by time and purge by label_known_at_*: never at random.
--- `f.*`: the contract names every column.
+-- `f.*`: the contract names every column. `clock` is left out: training knows the logical clock alone.
 select
-    f.*, -- noqa: AM04
+    f.* except (clock), -- noqa: AM04
     {%- for k in [1, 3, 5] %}
     l.label_ret_ps_{{ k }} as label_ret_ps_{{ k }},
     l.label_cls_{{ k }} as label_cls_{{ k }},
@@ -18,7 +18,7 @@ select
     l.label_cls_{{ h }}s as label_cls_{{ h }}s,
     l.label_known_at_{{ h }}s as label_known_at_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}
-from {{ ref('feature_vector', v=1) }} as f
+from {{ ref('feature_vector', v=2) }} as f
 inner join {{ ref('bucket_labels') }} as l
     on f.exchange = l.exchange
     and f.market_type = l.market_type

@@ -6,6 +6,8 @@ select
     timestamp,
     last_update_id,
     known_at,
+    bid_price,
+    ask_price,
     mid,
     spread_bps,
     tob_imbalance,
