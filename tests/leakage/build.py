@@ -16,7 +16,7 @@ from python_udfs import db
 from python_udfs.settings import REPOSITORY, settings
 
 PROJECT: Final = ("dbt_project.yml", "profiles.yml", "dbt_project", "macros", "seeds", "tests/dbt")
-SEEDS: Final = ("instruments", "source_availability", "bucket_defaults", "event_vocabulary")
+SEEDS: Final = tuple(sorted(path.stem for path in (REPOSITORY / "seeds").glob("*.csv")))
 # Small blocks: the bits of a result must not depend on where the engine happens to cut its input. With its
 # own 65,409 rows they would do so unseen until a market is that long.
 BLOCK_ROWS: Final = 997

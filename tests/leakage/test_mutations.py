@@ -21,6 +21,7 @@ TOP_OF_BOOK = f"{MODELS}/features/order_book/top_of_book.sql"
 IMPACT = f"{MODELS}/features/price_impact/price_impact.sql"
 NEXT_VOLUME = f"{MODELS}/features/trade_flow/next_volume.sql"
 FEATURE_VECTOR = f"{MODELS}/serving/feature_vector_v1.sql"
+DERIVATIVES = f"{MODELS}/features/derivatives"
 LABELS = f"{MODELS}/labels/bucket_labels.sql"
 
 INSTRUMENT = "partition by exchange, market_type, symbol"
@@ -137,6 +138,7 @@ LEAKS = {
     "a_label_said_to_be_known_at_once": Leak(
         [(LABELS, "end_{{ h }}s as label_known_at_{{ h }}s", "bucket_ts_end as label_known_at_{{ h }}s")],
         {("inputs", "leakage_label_times"), ("cut", "bucket_labels")},
+        (*CORE, "+training_set"),
     ),
     "a_label_before_its_horizon_is_over": Leak(
         [(LABELS, "    where r.target_at <= b.complete_to\n", "")],
@@ -153,6 +155,65 @@ LEAKS = {
         ],
         {("forbidden", NEXT_VOLUME), ("cut", "next_volume"), ("shuffle", "next_volume")},
         (*CORE, "next_volume"),
+    ),
+}
+
+# Leaks into families that the core does not have: each is built with what it needs.
+LEAKS |= {
+    "a_slow_series_by_event_time": Leak(
+        [
+            (
+                f"{DERIVATIVES}/slow_series_asof.sql",
+                "    s.known_at as known_at,",
+                "    s.timestamp as known_at,",
+            )
+        ],
+        {("cut", "open_interest"), ("shuffle", "open_interest")},
+        ("+open_interest",),
+    ),
+    "levels_of_a_run_to_come": Leak(
+        [
+            (
+                f"{MODELS}/features/footprint/footprint_levels.sql",
+                "        run_ts as timestamp,\n        known_at\n",
+                "        run_ts as timestamp,\n        known_at - toIntervalMinute(5) as known_at\n",
+            )
+        ],
+        {("cut", "footprint_levels"), ("shuffle", "footprint_levels")},
+        ("+footprint_levels",),
+    ),
+    "a_minute_before_it_is_over": Leak(
+        [
+            (
+                f"{MODELS}/features/time_buckets/trade_minutes.sql",
+                "where f.trades_passed >= known_at",
+                "where f.trades_passed >= m.minute_start",
+            )
+        ],
+        {("cut", "trade_minutes")},
+        ("+trade_minutes",),
+    ),
+    "a_book_of_after_the_bucket": Leak(
+        [
+            (
+                f"{MODELS}/features/order_book/book_dynamics.sql",
+                "and u.known_at <= e.bucket_ts_end",
+                "and u.timestamp <= e.bucket_ts_end",
+            )
+        ],
+        {("cut", "book_dynamics"), ("late", "book_dynamics")},
+        ("+book_dynamics",),
+    ),
+    "a_markout_said_to_be_known_at_once": Leak(
+        [
+            (
+                f"{MODELS}/labels/markouts.sql",
+                "u.bucket_ts_end + toIntervalSecond({{ h }}) as label_known_at_markout",
+                "u.bucket_ts_end + toIntervalSecond(0) as label_known_at_markout",
+            )
+        ],
+        {("cut", "markouts")},
+        ("+markouts",),
     ),
 }
 
