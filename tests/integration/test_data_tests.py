@@ -149,7 +149,8 @@ def _failed(s: Settings, *names: str) -> set[str]:
     ]
     folders = ["--project-dir", str(REPOSITORY), "--profiles-dir", str(REPOSITORY)]
     results = dbtRunner().invoke([*words, *folders]).result.results
-    assert [r.message for r in results if r.status not in ("pass", "fail")] == []
+    # a warning is right here: this market's books fall silent
+    assert [r.message for r in results if r.status not in ("pass", "fail", "warn")] == []
     return {r.node.name for r in results if r.status == "fail"}
 
 

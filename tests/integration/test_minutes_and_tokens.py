@@ -221,7 +221,7 @@ def test_the_fallback_stands_in_where_the_clock_stalls(built: Built, instrument:
     ends = [
         r["e"]
         for r in query(
-            f"select {us('bucket_ts_end')} as e from feature_vector_v1 where {OF}", **_where(instrument)
+            f"select {us('bucket_ts_end')} as e from feature_vector_v2 where {OF}", **_where(instrument)
         )
     ]
     stalled = {

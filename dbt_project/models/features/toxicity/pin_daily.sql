@@ -15,7 +15,8 @@ published as (
 ),
 {% endif %}
 
--- A day is closed by a later bucket, or by the feed's watermark: then its buckets are all there, as they end with the anchor.
+-- A day is closed by a bucket that ended after it, or by the feed's watermark: then its buckets are all there, as they end with the
+-- anchor. The bucket that ends with the day is published before that can be known: known_at is a microsecond later.
 feeds as (
     select
         exchange,
@@ -27,7 +28,7 @@ feeds as (
             exchange,
             market_type,
             symbol,
-            max(bucket_ts_start) as at
+            max(bucket_ts_end) as at
         from {{ ref('unified_buckets') }}
         group by exchange, market_type, symbol
         union all
@@ -62,7 +63,7 @@ closed_tapes as (
         and b.symbol = p.symbol
     {%- endif %}
     where
-        f.seen_to >= toStartOfDay(b.bucket_ts_start) + toIntervalDay(1)
+        f.seen_to > toStartOfDay(b.bucket_ts_start) + toIntervalDay(1)
         {%- if is_ranged() %}
         and b.bucket_ts_start >= {{ range_start() }}
         and b.bucket_ts_start < {{ range_end() }}
