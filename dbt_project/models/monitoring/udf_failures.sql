@@ -9,7 +9,7 @@
 -- One row per model, instrument, hour and reason: rows whose function raised, and whose features are NULL for it.
 {% for model, time in models.items() -%}
 select
-    '{{ model }}' as model,
+    '{{ model }}' as model_name,
     exchange,
     market_type,
     symbol,
