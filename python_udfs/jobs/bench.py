@@ -160,6 +160,26 @@ def _topic_seconds() -> dict[str, float]:
     return found
 
 
+def _footprint(calls: int) -> Table:
+    """The candidates' refresh, and the online level features from 200 clusters, on what `_families` has built."""
+    from python_udfs.jobs.candidates import measure_candidates
+
+    ms = measure_candidates(calls)
+    table = Table(title=f"footprint, ms: refresh {min(calls, 10)} times, online {calls} calls")
+    for name in ("what", "p50", "p99", "p50 / SELECT 1"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    rows = (
+        ("5-minute candidate refresh, the whole command", "refresh"),
+        ("… of it in ClickHouse", "refresh_server"),
+        ("online features of 200 levels, as the caller sees it", "online"),
+        ("… of it in ClickHouse", "online_server"),
+    )
+    for what, name in rows:
+        p50, p99 = ms[f"{name}_p50_ms"], ms[f"{name}_p99_ms"]
+        table.add_row(what, f"{p50:.1f}", f"{p99:.1f}", f"{p50 / ms['select_1_p50_ms']:.0f}")
+    return table
+
+
 def _families() -> Iterator[Table | str]:
     """What each topic costs on the demo's market, whose books have twenty levels."""
     from python_udfs.ingest.generator import GeneratedReader, MarketConfig, write
@@ -293,5 +313,6 @@ def bench_command(
         with console.status("families"):
             for shown in _families():
                 console.print(shown, soft_wrap=True)
+            console.print(_footprint(calls))
     finally:
         drop_all()
