@@ -239,7 +239,8 @@ rates as (
             / (1 + arraySum((price, next_price) -> price != next_price, arrayPopBack({{ side }}s), arrayPopFront({{ side }}s)))
         ) as best_{{ side }}_lifetime_ms,
         {%- endfor %}
-        if(empty(distances), null, 1 - arrayAvg(distances)) as book_stability
+        -- the distances' mean may pass 1 by a rounding
+        if(empty(distances), null, greatest(1 - arrayAvg(distances), 0.)) as book_stability
     from totals
 ),
 
