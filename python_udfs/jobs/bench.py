@@ -143,7 +143,23 @@ def _throughput(sizes: list[Size]) -> Table:
 
 # Why a topic may cost more than COSTLY scans.
 COSTLY = 10
-REASONS: dict[str, str] = {}
+REASONS = {
+    "cross_market": "21 lags by two methods for every pair of markets, on books",
+    "order_book": "parses the JSON of every book and compares successive ones level by level; the scan reads trades only",
+    "tape": "the levels of every book on a 100 ms grid",
+    "trade_flow": "every trade is joined to the book before and after it; a Hawkes fit a minute",
+    "heatmap": "a clustering of 200 trades for each bucket",
+    "derivatives": "eight small models: at this size dbt's cost of a model is two scans",
+    "event_tokens": "trades and book changes in one order: more than a million events",
+    "volatility": "154 mids looked up for each bucket, and a wavelet transform",
+    "footprint": "candidates of three windows of up to a day, each five minutes, and their clusters",
+    "(serving)": "joins every family twice: both versions of the row",
+    "(labels)": "every trade is joined to three later books",
+    "(buckets)": "three passes over the trades: see DECISIONS.md, how the clock is built",
+    "(live)": "books and trades are read again for the minutes",
+    "(monitoring)": "views; the time is dbt's own",
+    "(training)": "joins the vector and the labels whole",
+}
 
 
 def _topic_seconds() -> dict[str, float]:
