@@ -22,6 +22,12 @@ setup: .venv/.installed ## virtual environment from the lock file
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+torch: .venv/.torch ## PyTorch, for the sequence models: without CUDA where pip finds that build
+.venv/.torch: .venv/.installed requirements-torch.lock requirements-torch-cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-torch-cpu.lock 2>/dev/null || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-torch.lock
+	touch $@
+
 up: setup ## start the local ClickHouse
 	$(MP) server up
 down: setup ## stop it
@@ -36,7 +42,7 @@ build: migrate ## dbt seeds, models and data tests
 	$(DBT) build
 demo: migrate ## market data in, features, model, scores and report out; DATA=… for recorded data
 	$(MP) demo $(if $(DATA),--data "$(DATA)")
-train: setup ## train the baselines on training_set
+train: torch ## train the ladder of models on training_set, compare them
 	$(MP) train
 score: setup ## score the latest buckets
 	$(MP) score
@@ -48,7 +54,7 @@ catalog: setup ## every feature with its formula; a page with a line per feature
 	$(MP) catalog
 docs: migrate ## dbt docs, every model and column
 	$(DBT) docs generate
-test: setup ## unit, oracle, leakage and integration tests; dbt tests
+test: torch ## unit, oracle, leakage and integration tests; dbt tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 lint: setup ## sqlfluff, ruff, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/sqlfluff lint --disable-progress-bar --processes 2 dbt_project tests/dbt
@@ -58,4 +64,4 @@ clean: ## stop the server and remove everything that was made here
 	-test -x $(MP) && $(MP) server down
 	rm -rf .venv .marketprism target logs *.egg-info
 
-.PHONY: help setup up down status migrate ingest build demo train score refresh-candidates report catalog docs test lint bench clean
+.PHONY: help setup torch up down status migrate ingest build demo train score refresh-candidates report catalog docs test lint bench clean
