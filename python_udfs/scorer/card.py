@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from clickhouse_driver import Client
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from python_udfs.errors import UserError
 from python_udfs.settings import settings
@@ -25,10 +25,18 @@ KEYS: Final = ("exchange", "market_type", "symbol", "bucket_id", "bucket_ts_star
 
 
 class ModelType(StrEnum):
-    """The baselines there are."""
+    """The models there are: two baselines of one row, and networks of a window of rows."""
 
     LOGISTIC = "logistic"
     LIGHTGBM = "lightgbm"
+    DEEPLOB_TCN = "deeplob_tcn"
+    TEACHER = "teacher"
+    STUDENT = "student"
+    MIXTURE = "mixture"
+
+    @property
+    def is_network(self) -> bool:
+        return self not in (ModelType.LOGISTIC, ModelType.LIGHTGBM)
 
 
 class _Frozen(BaseModel):
@@ -88,7 +96,9 @@ class Card(_Frozen):
     type: ModelType
     version: str  # the first 12 hex digits of onnx_sha256
     onnx_sha256: str
-    feature_vector_version: int
+    source: Literal["feature_vector", "sequence_inputs"] = "feature_vector"
+    feature_vector_version: int  # of `source`
+    window: int = Field(default=1, ge=1)  # rows of one input, the latest last; 1: the input has no time axis
     features: list[str]
     contract: list[Column]
     classes: list[int]  # the order of the output probabilities
@@ -108,6 +118,11 @@ class Card(_Frozen):
     created_at: datetime
     git_revision: str | None
     libraries: dict[str, str]
+
+    @property
+    def table(self) -> str:
+        """The public relation that the model reads."""
+        return f"{self.source}_v{self.feature_vector_version}"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -144,13 +159,13 @@ def load_model(folder: Path) -> tuple[Card, bytes]:
     return card, onnx
 
 
-def live_columns(c: Client, version: int) -> list[Column]:
-    """All columns of feature_vector_v<version> in the order of the table.
+def live_columns(c: Client, version: int, source: str = "feature_vector") -> list[Column]:
+    """All columns of <source>_v<version> in the order of the table.
 
     Raises:
         UserError: there is no such version; the message names those there are.
     """
-    database, table = settings().database("features"), f"feature_vector_v{version}"
+    database, table = settings().database("features"), f"{source}_v{version}"
     found = c.execute(
         "select name, type from system.columns where database = %(d)s and table = %(t)s order by position",
         {"d": database, "t": table},
@@ -158,8 +173,8 @@ def live_columns(c: Client, version: int) -> list[Column]:
     if not found:
         others = c.execute(
             "select name from system.tables "
-            "where database = %(d)s and match(name, '^feature_vector_v[0-9]+$') order by name",
-            {"d": database},
+            "where database = %(d)s and match(name, concat('^', %(s)s, '_v[0-9]+$')) order by name",
+            {"d": database, "s": source},
         )
         there = f"there is {', '.join(name for (name,) in others)}" if others else "run `make build`"
         raise UserError(f"{database} has no {table}: {there}")
@@ -193,9 +208,9 @@ def check_contract(c: Client, card: Card) -> None:
     Raises:
         UserError: the version is not there, or columns differ in name, type or order; the message names them.
     """
-    differences = contract_differences(card, live_columns(c, card.feature_vector_version))
+    differences = contract_differences(card, live_columns(c, card.feature_vector_version, card.source))
     if differences:
         raise UserError(
-            f"model {card.name} {card.version} does not fit feature_vector_v{card.feature_vector_version}: "
+            f"model {card.name} {card.version} does not fit {card.table}: "
             f"{'; '.join(differences)}. Train it again, or publish the change as a new version"
         )
