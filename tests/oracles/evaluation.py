@@ -68,3 +68,13 @@ def deflated_sharpe(returns: np.ndarray, trials: np.ndarray) -> float:
     kurtosis = (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * m4 / m2**2 - 3 * (n - 1)) + 3
     deviation = math.sqrt(1 - skew * sharpe + (kurtosis - 1) / 4 * sharpe**2)
     return normal.cdf((sharpe - benchmark) * math.sqrt(n - 1) / deviation)
+
+
+def pool_adjacent_violators(values: list[float]) -> list[float]:
+    """Isotonic regression of equally weighted values in order: merge neighbours that fall (Ayer et al. 1955)."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and np.mean(blocks[-2]) >= np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    return [float(np.mean(b)) for b in blocks for _ in b]
