@@ -86,8 +86,8 @@ def decide(
         reasons.append("the quality of one of the two is unknown")
     if latency_cost is None:
         reasons.append("the latency of one of the two is unknown")
-    elif new.latency_ms is not None and new.latency_ms > latency_budget_ms:
-        reasons.append(f"latency {new.latency_ms:g} ms is above the budget of {latency_budget_ms:g} ms")
+    elif new.latency_ms is not None and not new.latency_ms < latency_budget_ms:
+        reasons.append(f"latency {new.latency_ms:g} ms is not under the budget of {latency_budget_ms:g} ms")
     if loss is None:
         reasons.append("the coverage of one of the two is unknown")
     elif new.coverage is not None and new.coverage < LEAST_COVERAGE:

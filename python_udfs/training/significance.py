@@ -69,6 +69,16 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def block_means(values: Floats, blocks: npt.NDArray[np.int64]) -> Floats:
+    """[t, k]: the mean of rows [n, k] in each block, in the order of their ids [n].
+
+    With values like each model's log-likelihood less that of the prior: what `data_snooping` tests.
+    """
+    _, of = np.unique(blocks, return_inverse=True)
+    counts = np.bincount(of)
+    return np.stack([np.bincount(of, column, minlength=len(counts)) / counts for column in values.T], axis=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Snooping:
     """P-values of "no model beats the benchmark", None with fewer than MIN_PERIODS periods.

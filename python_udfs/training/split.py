@@ -7,10 +7,11 @@ Reference: M. López de Prado, Advances in Financial Machine Learning (2018), ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +153,7 @@ def inner_folds(
     return [Fold(rows[fold.train], rows[fold.test], fold.purged) for fold in inner]
 
 
+T = TypeVar("T")
 Predict = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float64]]
 
 
@@ -166,3 +168,31 @@ def out_of_sample(
         np.concatenate([fold.test for fold in folds]),
         np.concatenate([predict(fold.train, fold.test) for fold in folds]),
     )
+
+
+def tune(
+    options: Sequence[T],
+    folds: list[Fold],
+    predict: Callable[[T, npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float64]],
+    loss: Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float],
+) -> tuple[T, list[float]]:
+    """The option with the least loss out of sample (of equals, the first) and the loss of each.
+
+    Args:
+        options: hyper-parameters to choose from.
+        folds: `inner_folds` of the training fold that the choice is for.
+        predict: what (option, train rows, test rows) says of the test rows.
+        loss: of (tested rows, what was said of them); NaN: the option has none and cannot be chosen.
+
+    Raises:
+        UserError: no option has a loss.
+    """
+    losses = []
+    for option in options:
+        rows, said = out_of_sample(folds, partial(predict, option))
+        losses.append(float(loss(rows, said)))
+    if np.isnan(losses).all():
+        raise UserError(
+            f"none of {len(losses)} options has a loss out of sample: tune on other data or options"
+        )
+    return options[int(np.nanargmin(losses))], losses

@@ -28,7 +28,7 @@ def test_each_term_by_hand() -> None:
     ("change", "reason"),
     [
         ({"quality": 0.06}, "score -0.020 is not above 0.15"),
-        ({"latency_ms": 51.0, "quality": 1.0}, "latency 51 ms is above the budget of 50 ms"),
+        ({"latency_ms": 51.0, "quality": 1.0}, "latency 51 ms is not under the budget of 50 ms"),
         ({"coverage": 0.59, "quality": 1.0}, "explanations cover 59.0% of attribution, below 60%"),
         ({"quality": None}, "the quality of one of the two is unknown"),
         ({"quality": float("nan")}, "the quality of one of the two is unknown"),
@@ -51,10 +51,10 @@ def test_all_reasons_are_given_at_once() -> None:
 def test_the_thresholds_themselves() -> None:
     same = replace(OLD, coverage=0.6, latency_ms=50.0)
     old = replace(same, quality=1.0)
-    assert not decide(replace(same, quality=1.15 - 1e-12), old, latency_budget_ms=50).adopt
-    assert decide(replace(same, quality=1.15 + 1e-9), old, latency_budget_ms=50).adopt, (
-        "the budget and 60 % themselves are enough"
-    )
+    assert not decide(replace(same, quality=1.15 - 1e-12), old, latency_budget_ms=51).adopt
+    above = replace(same, quality=1.15 + 1e-9)
+    assert decide(above, old, latency_budget_ms=50.001).adopt, "60 % itself is enough"
+    assert not decide(above, old, latency_budget_ms=50).adopt, "under the budget, not on it"
 
 
 def test_a_baseline_near_zero_or_below_does_not_make_the_gain_infinite() -> None:

@@ -10,6 +10,7 @@ from python_udfs.training.metrics import rank_ic
 from python_udfs.training.significance import (
     benjamini_hochberg,
     block_length,
+    block_means,
     bootstrap_interval,
     data_snooping,
     feature_tests,
@@ -179,3 +180,24 @@ def test_feature_ics_are_those_of_the_metric() -> None:
     x, y = np.round(rng.normal(size=(40, 1)), 1), np.round(rng.normal(size=40), 1)
     found = feature_tests(x, y, np.arange(40) // 20)
     assert found.ic[0] == pytest.approx(np.mean([rank_ic(x[:20, 0], y[:20]), rank_ic(x[20:, 0], y[20:])]))
+
+
+def test_means_of_blocks_by_hand() -> None:
+    means = block_means(np.array([[1.0, 2], [3, 4], [5, 9]]), np.array([7, 7, -1]))
+    assert means.tolist() == [[5, 9], [2, 3]]
+
+
+def test_shuffled_labels_leave_no_model_better_than_the_prior() -> None:
+    """Log-likelihood gains over the prior of models that knew the labels before these were shuffled."""
+    rng = np.random.default_rng(15)
+    n = 3000
+    logit = rng.normal(size=n)
+    labels = rng.random(n) < 1 / (1 + np.exp(-logit))
+    said = 1 / (1 + np.exp(-np.outer(logit, [0.2, 0.5, 1.0])))
+
+    def snooping(truth: np.ndarray) -> float | None:
+        gain = np.log(np.where(truth[:, None], said, 1 - said)) - np.log(0.5)
+        return data_snooping(block_means(gain, np.arange(n) // 50)).spa
+
+    assert snooping(labels) == 0
+    assert (snooping(rng.permutation(labels)) or 0) > 0.5

@@ -9,7 +9,7 @@ from purgedcv import WalkForwardSplit
 from sklearn.neighbors import KNeighborsRegressor
 
 from python_udfs.errors import UserError
-from python_udfs.training.split import Fold, inner_folds, out_of_sample, walk_forward
+from python_udfs.training.split import Fold, inner_folds, out_of_sample, tune, walk_forward
 
 
 def split(as_of: list[int], known_at: list[int], **options: float) -> list[Fold]:
@@ -180,6 +180,34 @@ def test_the_only_fold_can_be_split_again() -> None:
     (outer,) = walk_forward(as_of, as_of + 1, folds=1, first_train_share=0.8)
     (inner,) = inner_folds(outer, as_of, as_of + 1, folds=1)
     assert inner.test[-1] == outer.train[-1] == 799
+
+
+def test_tuning_chooses_what_predicts_the_inner_tests_and_sees_nothing_later() -> None:
+    rng = np.random.default_rng(1)
+    n = 1200
+    as_of = np.arange(n)
+    x = rng.uniform(-2, 2, size=(n, 1))
+    y = np.sin(2 * x[:, 0]) + rng.normal(scale=0.5, size=n)
+    (outer,) = walk_forward(as_of, as_of + 3, folds=1, first_train_share=0.8)
+    inner = inner_folds(outer, as_of, as_of + 3)
+    y[outer.test] = np.nan  # whoever reads them has no loss
+
+    def predict(k: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        return KNeighborsRegressor(k).fit(x[train], y[train]).predict(x[test])
+
+    chosen, losses = tune(
+        [1, 15, 300], inner, predict, lambda rows, said: float(((said - y[rows]) ** 2).mean())
+    )
+    assert chosen == 15
+    assert losses[1] == min(losses) < 0.35
+    nothing = np.zeros(0)
+    losses_of = {"broken": np.nan, "good": 1.0, "as good": 1.0}
+    assert (
+        tune(list(losses_of), inner, lambda o, a, b: np.full(len(b), losses_of[o]), lambda _, s: s[0])[0]
+        == "good"
+    )
+    with pytest.raises(UserError, match="none of 1 options has a loss"):
+        tune(["broken"], inner, lambda *_: nothing, lambda *_: np.nan)
 
 
 def test_an_overlap_leak_raises_ic_without_purging_and_not_with_it() -> None:
