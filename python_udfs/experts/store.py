@@ -101,35 +101,37 @@ def plan(
         now: µs; the entered_at of decisions that bring none.
     """
     made = Plan([], [], 0, 0, [])
-    ours: dict[str, list[tuple[Version, Decision]]] = {}
+    ours: dict[str, list[Version]] = {}
     for d in decisions:
-        entered_at = now if d.entered_at is None else d.entered_at
-        version = Version(entered_at, d.content, load_id, d.line)
+        version = Version(now if d.entered_at is None else d.entered_at, d.content, load_id, d.line)
         before = sorted(stored.get(d.decision_id, []), key=lambda v: v.entered_at)
         here = ours.setdefault(d.decision_id, [])
-        if any((v.entered_at, v.content) == (entered_at, d.content) for v, _ in here):
+        if any((v.entered_at, v.content) == (version.entered_at, d.content) for v in here):
             made.duplicates += 1
             continue
-        if any(
-            (load_id and (v.load_id, v.line) == (load_id, d.line))
-            or (v.content == d.content and d.entered_at in (None, v.entered_at) and v is before[-1])
-            or (v.entered_at, v.content) == (d.entered_at, d.content)
-            for v in before
-        ):
+        if any(_says_the_same(v, d, load_id, is_last=v is before[-1]) for v in before):
             made.unchanged += 1
             continue
-        last = max([*(v.entered_at for v in before), *(v.entered_at for v, _ in here)], default=None)
-        if last is not None and entered_at <= last:
-            other = f"line {here[-1][1].line}" if here else "the store"
-            reason = (
-                f"conflict: {other} has another version of this decision, entered at {_show(last)}; expected a "
-                "later entered_at for a correction"
-            )
+        of_load = [*(v for v in before if load_id and v.load_id == load_id), *here]
+        rivals = [v for v in [*before, *here] if v.entered_at >= version.entered_at]
+        rivals += of_load if d.entered_at is None else []
+        if rivals:
+            other = f"line {rivals[-1].line}" if rivals[-1] in of_load else "the store"
+            reason = f"conflict: {other} has another version of this decision; expected a later entered_at to correct it"
             made.bad.append(BadLine(d.line, "entered_at", reason))
             continue
         (made.corrections if before or here else made.new).append(d)
-        here.append((version, d))
+        here.append(version)
     return made
+
+
+def _says_the_same(v: Version, d: Decision, load_id: str, *, is_last: bool) -> bool:
+    """Whether a line brings nothing beside a stored version."""
+    of_load = bool(load_id) and v.load_id == load_id
+    return (of_load and v.line == d.line) or (
+        v.content == d.content
+        and (d.entered_at == v.entered_at or (d.entered_at is None and (is_last or of_load)))
+    )
 
 
 def import_file(path: Path, *, quarantine: bool = False, now: datetime | None = None) -> Plan:
@@ -363,7 +365,3 @@ def _micros(moment: datetime) -> int:
 
 def _moment(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
-
-
-def _show(micros: int) -> str:
-    return _moment(micros).isoformat().replace("+00:00", "Z")
