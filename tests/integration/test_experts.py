@@ -37,6 +37,11 @@ KEYS: Final = ("exchange", "market_type", "symbol", "bucket_id", "bucket_ts_star
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def close(a: float | None, b: float | None) -> bool:
+    """Equal but for rounding; None equals None alone."""
+    return a is b if a is None or b is None else math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+
+
 def iso(us: int) -> str:
     return (EPOCH + timedelta(microseconds=us)).isoformat()
 
@@ -148,7 +153,9 @@ def edges() -> dict[str, list[dict[str, str]]]:
     known = a[20].labels["30s"][0] or 0
     at = a[20].end
 
-    def one(decided_at: int, instrument: tuple[str, str, str] = AAA, name: str = "tape") -> list[dict[str, str]]:
+    def one(
+        decided_at: int, instrument: tuple[str, str, str] = AAA, name: str = "tape"
+    ) -> list[dict[str, str]]:
         return [line("edge", instrument, decided_at, "30s", "buy", decided_at, name)]
 
     return {
@@ -306,9 +313,9 @@ def test_scores_equal_the_oracles(scene: Scene) -> None:
         e = scene.expected(decision_id)
         assert row["bucket_id"] == e.bucket_id
         assert (row["score"], row["is_hindsight"]) == (e.entry.score, e.hindsight)
-        assert row["label_return"] == pytest.approx(e.label_return, rel=1e-12, nan_ok=False)
+        assert close(row["label_return"], e.label_return)
         assert row["label_class"] == e.label_class
-        assert row["net_return"] == pytest.approx(e.net, rel=1e-9, abs=1e-15)
+        assert close(row["net_return"], e.net)
         assert row["hit"] == (None if e.label_class is None else e.entry.score == e.label_class)
 
 
@@ -323,7 +330,7 @@ def test_the_summary_equals_the_oracles(scene: Scene) -> None:
             assert rows.keys() == groups.keys()
             for key, scores in groups.items():
                 for name, value in summarised(scores, hindsight=hindsight).items():
-                    assert rows[key][name] == pytest.approx(value, rel=1e-9, abs=1e-12), (key, name)
+                    assert close(rows[key][name], value), (key, name)
 
 
 def test_hindsight_is_flagged_and_corrections_that_came_too_late_do_not_count(scene: Scene) -> None:
@@ -396,6 +403,19 @@ def test_commands_show_what_there_is(scene: Scene) -> None:
     rows = [json.loads(text) for text in shown.stdout.splitlines()]
     assert {r["expert"] for r in rows} == {"ann", "bob", "edge"}
     assert "30 s" in CliRunner().invoke(app, ["score", "--no-build", "--hindsight"]).stdout
+
+
+def test_what_comes_after_a_decision_changes_no_state(scene: Scene) -> None:
+    """The last test on the scene: it cuts the features."""
+    at = MARKET[AAA][60].end
+    cut = f"bucket_ts_end > fromUnixTimestamp64Micro({at}, 'UTC')"
+    execute(f"delete from feature_vector_v2 where {cut}", layer="features")
+    store.build()
+    after = {r["decision_id"]: r for r in query("select * from expert_context")}
+    before = [d for d, versions in scene.versions.items() if versions[0].decided_at <= at]
+    assert 50 < len(before) < len(scene.versions)
+    assert {d: str(after[d]) for d in before} == {d: str(scene.context[d]) for d in before}
+    assert any(str(after[d]) != str(scene.context[d]) for d in scene.versions)
 
 
 @pytest.fixture
