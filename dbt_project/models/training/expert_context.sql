@@ -41,33 +41,39 @@ firsts as (
     group by exchange, market_type, symbol
 ),
 
-states as (
-    select
+wanted as (
+    select distinct
         exchange,
         market_type,
         symbol,
-        bucket_id,
-        bucket_ts_end,
+        assumeNotNull(bucket_id) as wanted_id
+    from seen
+    where bucket_id is not null
+),
+
+states as (
+    select
+        f.exchange as exchange,
+        f.market_type as market_type,
+        f.symbol as symbol,
+        f.bucket_id as bucket_id,
+        f.bucket_ts_end as bucket_ts_end,
         map(
             {%- for column in numbers %}
-            '{{ column }}', toNullable(toFloat64({{ column }})){{ ',' if not loop.last }}
+            '{{ column }}', toNullable(toFloat64(f.{{ column }})){{ ',' if not loop.last }}
             {%- endfor %}
         ) as state,
         map(
             {%- for column in texts %}
-            '{{ column }}', toString({{ column }}){{ ',' if not loop.last }}
+            '{{ column }}', toString(f.{{ column }}){{ ',' if not loop.last }}
             {%- endfor %}
         ) as state_text
-    from {{ ref('feature_vector', v=2) }}
-    where (exchange, market_type, symbol, bucket_id) in (
-        select
-            exchange,
-            market_type,
-            symbol,
-            assumeNotNull(bucket_id)
-        from seen
-        where bucket_id is not null
-    )
+    from {{ ref('feature_vector', v=2) }} as f
+    inner join wanted as w
+        on f.exchange = w.exchange
+        and f.market_type = w.market_type
+        and f.symbol = w.symbol
+        and f.bucket_id = w.wanted_id
 )
 
 select

@@ -38,6 +38,16 @@ placed as (
         and d.decided_at <= e.bucket_ts_end
 ),
 
+wanted as (
+    select distinct
+        exchange,
+        market_type,
+        symbol,
+        assumeNotNull(bucket_id) as wanted_id
+    from placed
+    where bucket_id is not null
+),
+
 labels as (
     select
         l.exchange as exchange,
@@ -69,15 +79,11 @@ labels as (
         and l.market_type = f.market_type
         and l.symbol = f.symbol
         and l.bucket_id = f.bucket_id
-    where (l.exchange, l.market_type, l.symbol, l.bucket_id) in (
-        select
-            exchange,
-            market_type,
-            symbol,
-            assumeNotNull(bucket_id)
-        from placed
-        where bucket_id is not null
-    )
+    inner join wanted as w
+        on l.exchange = w.exchange
+        and l.market_type = w.market_type
+        and l.symbol = w.symbol
+        and l.bucket_id = w.wanted_id
 ),
 
 labelled as (
