@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from python_udfs.errors import UserError
+from python_udfs.experts.cli import app as experts_app
 from python_udfs.ingest.cli import app as ingest_app
 from python_udfs.jobs.bench import bench_command
 from python_udfs.jobs.candidates import refresh_candidates_command
@@ -44,6 +45,7 @@ app = _App(
 app.add_typer(server_app, name="server", help="Start, stop and look at the local ClickHouse server.")
 app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tables.")
 app.add_typer(udf_app, name="udf", help="Functions that SQL may call.")
+app.add_typer(experts_app, name="experts", help="Decisions of human experts, on one footing with the models.")
 app.command("migrate")(migrate_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)

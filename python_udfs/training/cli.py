@@ -18,10 +18,9 @@ from python_udfs.training.dataset import DEFAULT_FEATURES, read_dataset
 
 def train_command(
     *,
-    model: Annotated[list[ModelType], typer.Option("--model", help="Which baseline; repeat for several.")] = [
-        ModelType.LOGISTIC,
-        ModelType.LIGHTGBM,
-    ],  # noqa: B006
+    model: Annotated[
+        tuple[ModelType, ...], typer.Option("--model", help="Which baseline; repeat for several.")
+    ] = (ModelType.LOGISTIC, ModelType.LIGHTGBM),
     name: Annotated[str, typer.Option(help="Name of the model's folder. Default: the baseline's.")] = "",
     label: Annotated[str, typer.Option(help="The class column of training_set.")] = "label_cls_3",
     features: Annotated[str, typer.Option(help="Columns of feature_vector, by commas.")] = ",".join(
