@@ -35,19 +35,37 @@ def _run(*command: str) -> None:
         raise UserError(f"`{' '.join(command)}` failed (exit {done.returncode}); see its message above")
 
 
-def _build(clock: dict[str, object], since: datetime) -> None:
-    """Rebuilds the days that got trades since then (they may lie before what is published), then appends the rest."""
-    with db.connect(settings().database("hot")) as c:
-        [(trades, first, last)] = c.execute(
-            "select count(), toString(min(toDate(timestamp))), toString(max(toDate(timestamp))) from trades "
-            "where created_at >= %(since)s",
+def days_behind(since: datetime) -> dict[str, object]:
+    """The range to rebuild, as dbt's vars: the days of the trades loaded since then, and the day after, whose first
+    windows look back into them. Empty where an append will do: none lies behind a bucket that its instrument has.
+    """
+    layers = settings()
+    with db.connect(layers.database("hot")) as c:
+        if not c.execute(f"exists {layers.database('features')}.unified_buckets")[0][0]:
+            return {}
+        [(behind, first, last)] = c.execute(
+            f"""
+            select
+                countIf(t.timestamp <= b.published_to),
+                toString(min(toDate(t.timestamp))),
+                toString(max(toDate(t.timestamp)) + 1)
+            from trades as t
+            left join (
+                select exchange, market_type, symbol, max(bucket_ts_end) as published_to
+                from {layers.database("features")}.unified_buckets
+                group by exchange, market_type, symbol
+            ) as b using (exchange, market_type, symbol)
+            where t.created_at >= %(since)s
+            """,
             {"since": since},
         )
-    if trades:
-        days = {**clock, "start": first, "end": last}
-        _run("dbt", "seed", "--quiet")
-        _run("dbt", "run", "--quiet", "--vars", json.dumps(days))
-    _run("dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", "--vars", json.dumps(clock))
+    return {"start": first, "end": last} if behind else {}
+
+
+def _build(clock: dict[str, object], since: datetime) -> None:
+    """One build, with its data tests: an append, or a ranged rebuild where history was loaded."""
+    variables = json.dumps({**clock, **days_behind(since)})
+    _run("dbt", "build", "--quiet", "--exclude-resource-type", "unit_test", "--vars", variables)
 
 
 def _counts() -> Table:
