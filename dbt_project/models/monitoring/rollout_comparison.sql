@@ -1,16 +1,4 @@
-{#- Class labels and their returns, as the yml of bucket_labels lists them. -#}
-{%- set listed = [] -%}
-{%- for node in (graph.nodes.values() if graph.nodes is defined else []) if node.name == 'bucket_labels' -%}
-    {%- do listed.extend(node.columns.keys()) -%}
-{%- endfor -%}
-{%- set outcomes = [] -%}
-{%- for label in listed if label.startswith('label_cls_') -%}
-    {%- for kind in ['label_ret_ps_', 'label_ret_'] if label.replace('label_cls_', kind) in listed -%}
-        {%- do outcomes.append((label, label.replace('label_cls_', kind))) -%}
-    {%- endfor -%}
-{%- endfor -%}
-{#- sqlfluff knows no yml -#}
-{%- set outcomes = outcomes or [('label_cls_1', 'label_ret_ps_1')] -%}
+{%- set outcomes = label_outcomes() %}
 {%- set limits = [
     'block_s', 'min_rows', 'min_blocks', 'min_hours', 'max_t', 'max_log_loss_increase', 'max_ic_decrease', 'max_p99_ms',
     'max_missing_share', 'max_stale_share', 'max_unpaired_share',
@@ -37,7 +25,7 @@ steps as (
         d.champion_version as champion_version,
         d.challenger_name as challenger_name,
         d.challenger_version as challenger_version,
-        d.share as share,
+        d.share as share, -- noqa: RF04
         ifNull(a.label, '') as label,
         a.classes as champion_classes,
         ifNull(b.label, '') as challenger_label,
@@ -111,13 +99,15 @@ known as (
         p.bucket_ts_end as bucket_ts_end,
         p.champion_said as champion_said,
         p.challenger_said as challenger_said,
+        s.label as label,
         s.champion_classes as champion_classes,
         s.challenger_classes as challenger_classes,
-        arrayFirst(outcome -> outcome.1 = s.label, [
-            {%- for label, return in outcomes %}
-            ('{{ label }}', o.{{ label }}, o.{{ return }}){%- if not loop.last %},{% endif %}
+        toUInt32(assumeNotNull(l.block_s)) as block_s,
+        [
+            {%- for label, value in outcomes %}
+            ('{{ label }}', o.{{ label }}, o.{{ value }}){%- if not loop.last %},{% endif %}
             {%- endfor %}
-        ]) as outcome
+        ] as outcomes
     from {{ ref('bucket_labels') }} as o
     inner join buckets as p
         on o.exchange = p.exchange
@@ -125,34 +115,36 @@ known as (
         and o.symbol = p.symbol
         and o.bucket_id = p.bucket_id
     inner join steps as s on p.sequence = s.sequence
-    where p.is_paired and outcome.2 is not null and outcome.3 is not null
+    cross join limits as l
+    where p.is_paired
 ),
 
 pairs as (
     select
-        k.sequence as sequence,
-        intDiv(toUnixTimestamp(k.bucket_ts_end), toUInt32(assumeNotNull(l.block_s))) as block,
-        k.bucket_ts_end as bucket_ts_end,
+        sequence,
+        bucket_ts_end,
+        intDiv(toUnixTimestamp(bucket_ts_end), block_s) as block,
+        arrayFirst(outcome -> outcome.1 = label, outcomes) as came,
         -- as in training/metrics.py: a class that a model does not know has probability 0, and no probability is below the floor
-        -log(greatest(toFloat64((k.champion_said.1)[indexOf(k.champion_classes, k.outcome.2)]), 1e-7)) as champion_loss,
-        -log(greatest(toFloat64((k.challenger_said.1)[indexOf(k.challenger_classes, k.outcome.2)]), 1e-7)) as challenger_loss,
-        toFloat64(k.champion_said.2) as champion_score,
-        toFloat64(k.challenger_said.2) as challenger_score,
-        assumeNotNull(k.outcome.3) as return,
-        arrayExists(x -> not isFinite(x), k.challenger_said.1) as is_nonsense
-    from known as k
-    cross join limits as l
+        -log(greatest(toFloat64((champion_said.1)[indexOf(champion_classes, came.2)]), 1e-7)) as champion_loss,
+        -log(greatest(toFloat64((challenger_said.1)[indexOf(challenger_classes, came.2)]), 1e-7)) as challenger_loss,
+        challenger_loss - champion_loss as difference,
+        toFloat64(champion_said.2) as champion_score,
+        toFloat64(challenger_said.2) as challenger_score,
+        assumeNotNull(came.3) as came_return,
+        arrayExists(x -> not isFinite(x), challenger_said.1) as is_nonsense
+    from known
+    where came.2 is not null and came.3 is not null
 ),
 
 -- Ranks from 1; ties share their mean.
 ranked as (
     select
         *,
-        {%- for value in ['champion_score', 'challenger_score', 'return'] %}
+        {%- for value in ['champion_score', 'challenger_score', 'came_return'] %}
         rank() over (partition by sequence order by {{ value }})
-        + (count() over (partition by sequence, {{ value }}) - 1) / 2 as {{ value }}_rank,
+        + (count() over (partition by sequence, {{ value }}) - 1) / 2 as {{ value }}_rank{%- if not loop.last %},{% endif %}
         {%- endfor %}
-        challenger_loss - champion_loss as difference
     from pairs
 ),
 
@@ -161,14 +153,14 @@ blocks as (
     select
         sequence,
         block,
-        count() as n,
-        min(bucket_ts_end) as first_at,
-        max(bucket_ts_end) as last_at,
-        countIf(is_nonsense) as nonsense,
-        arraySum(arraySort(groupArray(champion_loss))) as champion_loss,
-        arraySum(arraySort(groupArray(challenger_loss))) as challenger_loss,
-        arraySum(arraySort(groupArray(difference))) as difference,
-        groupArray((champion_score_rank, challenger_score_rank, return_rank)) as ranks
+        count() as block_n,
+        min(bucket_ts_end) as block_first_at,
+        max(bucket_ts_end) as block_last_at,
+        countIf(is_nonsense) as block_nonsense,
+        arraySum(arraySort(groupArray(champion_loss))) as champion_losses,
+        arraySum(arraySort(groupArray(challenger_loss))) as challenger_losses,
+        arraySum(arraySort(groupArray(difference))) as differences,
+        groupArray((champion_score_rank, challenger_score_rank, came_return_rank)) as block_ranks
     from ranked
     group by sequence, block
 ),
@@ -176,27 +168,27 @@ blocks as (
 compared as (
     select
         sequence,
-        sum(b.n) as n,
+        sum(block_n) as n,
         count() as blocks,
-        min(b.first_at) as first_at,
-        max(b.last_at) as last_at,
-        sum(b.nonsense) as nonsense,
-        arraySum(arraySort(groupArray(b.champion_loss))) / n as champion_log_loss,
-        arraySum(arraySort(groupArray(b.challenger_loss))) / n as challenger_log_loss,
-        arraySum(arraySort(groupArray(b.difference))) / n as log_loss_difference,
+        min(block_first_at) as first_at,
+        max(block_last_at) as last_at,
+        sum(block_nonsense) as nonsense,
+        arraySum(arraySort(groupArray(champion_losses))) / n as champion_log_loss,
+        arraySum(arraySort(groupArray(challenger_losses))) / n as challenger_log_loss,
+        arraySum(arraySort(groupArray(differences))) / n as log_loss_difference,
         -- clustered by block (Cameron and Miller 2015, eq. 11, of a mean): neighbours in time share their outcomes
         if(
             blocks > 1,
             sqrt(blocks / (blocks - 1) * arraySum(arraySort(arrayMap(
                 cell -> pow(cell.1 - cell.2 * log_loss_difference, 2),
-                groupArray((b.difference, b.n))
+                groupArray((differences, block_n))
             )))) / n,
             null
         ) as log_loss_difference_se,
-        arraySort(groupArrayArray(b.ranks)) as ranks,
+        arraySort(groupArrayArray(block_ranks)) as ranks,
         arrayReduce('corr', ranks.1, ranks.3) as champion_corr,
         arrayReduce('corr', ranks.2, ranks.3) as challenger_corr
-    from blocks as b
+    from blocks
     group by sequence
 ),
 
@@ -219,8 +211,8 @@ health as (
         sumIf(predictions, is_challenger) as predictions,
         sumIf(stale_predictions, is_challenger) as stale_predictions,
         sumIf(missing_features, is_challenger) as missing_features,
-        quantileExactOrNullIf(0.99)(total_ms, not is_challenger) as champion_p99_ms,
-        quantileExactOrNullIf(0.99)(total_ms, is_challenger) as challenger_p99_ms
+        quantileExactOrNullIf(0.99)(total_ms, not is_challenger) as champion_p99_ms, -- noqa: LT01
+        quantileExactOrNullIf(0.99)(total_ms, is_challenger) as challenger_p99_ms -- noqa: LT01
     from requests
     group by sequence
 ),
@@ -242,7 +234,7 @@ measured as (
         s.champion_version as champion_version,
         s.challenger_name as challenger_name,
         s.challenger_version as challenger_version,
-        s.share as share,
+        s.share as share, -- noqa: RF04
         s.label as label,
         s.label != s.challenger_label or s.champion_classes != s.challenger_classes as is_other_label,
         ifNull(c.n, 0) as n,
@@ -260,7 +252,7 @@ measured as (
         multiIf(
             c.log_loss_difference_se > 0, log_loss_difference / log_loss_difference_se,
             c.log_loss_difference_se = 0 and c.log_loss_difference = 0, 0,
-            c.log_loss_difference_se = 0, sign(c.log_loss_difference) * inf,
+            c.log_loss_difference_se = 0, sign(c.log_loss_difference) / 0,
             null
         ) as t_statistic,
         ifNull(c.nonsense, 0) as nonsense,
@@ -279,7 +271,7 @@ measured as (
 judged as (
     select
         m.*,
-        arrayFilter(reason -> reason != '', [
+        [
             {%- for name in limits %}
             if(l.{{ name }} is null, 'rollout_thresholds has no {{ name }}', ''),
             {%- endfor %}
@@ -289,13 +281,13 @@ judged as (
                 format('bucket_labels has no {}', m.label),
                 ''
             )
-        ]) as wrong,
-        arrayFilter(reason -> reason != '', [
+        ] as faults,
+        [
             if(m.n < l.min_rows, format('{} labelled buckets of {}', toString(m.n), toString(l.min_rows)), ''),
             if(m.blocks < l.min_blocks, format('{} blocks of time of {}', toString(m.blocks), toString(l.min_blocks)), ''),
             if(m.hours < l.min_hours, format('{} hours of {}', toString(round(m.hours, 2)), toString(l.min_hours)), '')
-        ]) as little,
-        arrayFilter(reason -> reason != '', [
+        ] as shortages,
+        [
             if(m.nonsense > 0, format('{} predictions are no numbers', toString(m.nonsense)), ''),
             if(m.challenger_ic is null and m.champion_ic is not null, 'the challenger has no IC: it always says the same', ''),
             {%- for value, limit, words in [
@@ -309,7 +301,10 @@ judged as (
             if(
                 ifNull(m.{{ value }} <= l.{{ limit }}, false),
                 '',
-                format('{{ words }}: {}, at most {}', ifNull(toString(round(m.{{ value }}, 4)), 'none'), ifNull(toString(l.{{ limit }}), 'none'))
+                format(
+                    '{{ words }}: {}, at most {}',
+                    ifNull(toString(round(m.{{ value }}, 4)), 'none'), ifNull(toString(l.{{ limit }}), 'none')
+                )
             ),
             {%- endfor %}
             if(
@@ -320,9 +315,19 @@ judged as (
                 ),
                 ''
             )
-        ]) as failed
+        ] as failures
     from measured as m
     cross join limits as l
+),
+
+reasoned as (
+    select
+        *,
+        {%- for kind, all in [('wrong', 'faults'), ('little', 'shortages'), ('failed', 'failures')] %}
+        arrayMap(reason -> assumeNotNull(reason), arrayFilter(reason -> reason != '', {{ all }}))
+            as {{ kind }}{%- if not loop.last %},{% endif %}
+        {%- endfor %}
+    from judged
 )
 
 select
@@ -352,5 +357,5 @@ select
     stale_share,
     unpaired_share,
     multiIf(notEmpty(wrong), 'fail', notEmpty(little), 'too_little', notEmpty(failed), 'fail', 'pass') as verdict,
-    arrayMap(reason -> assumeNotNull(reason), multiIf(notEmpty(wrong), wrong, notEmpty(little), little, failed)) as reasons
-from judged
+    multiIf(notEmpty(wrong), wrong, notEmpty(little), little, failed) as reasons
+from reasoned
