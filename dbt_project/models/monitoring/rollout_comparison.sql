@@ -137,14 +137,14 @@ pairs as (
     where came.2 is not null and came.3 is not null
 ),
 
--- Ranks from 1; ties share their mean.
+-- Ranks from 1; ties share their mean. An ordered window ends with the ties of its row: here all of them.
 ranked as (
     select
-        *,
         {%- for value in ['champion_score', 'challenger_score', 'came_return'] %}
         rank() over (partition by sequence order by {{ value }})
-        + (count() over (partition by sequence, {{ value }}) - 1) / 2 as {{ value }}_rank{%- if not loop.last %},{% endif %}
+        + (count() over (partition by sequence, {{ value }} order by {{ value }}) - 1) / 2 as {{ value }}_rank,
         {%- endfor %}
+        *
     from pairs
 ),
 
@@ -324,8 +324,7 @@ reasoned as (
     select
         *,
         {%- for kind, all in [('wrong', 'faults'), ('little', 'shortages'), ('failed', 'failures')] %}
-        arrayMap(reason -> assumeNotNull(reason), arrayFilter(reason -> reason != '', {{ all }}))
-            as {{ kind }}{%- if not loop.last %},{% endif %}
+        arrayMap(r -> assumeNotNull(r), arrayFilter(r -> r != '', {{ all }})) as {{ kind }}{%- if not loop.last %},{% endif %}
         {%- endfor %}
     from judged
 )
