@@ -19,6 +19,7 @@ from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
 from python_udfs.migrate import migrate_command
 from python_udfs.scorer.cli import score_command
+from python_udfs.scorer.models_cli import app as models_app
 from python_udfs.server import app as server_app
 from python_udfs.training.cli import train_command
 
@@ -46,6 +47,7 @@ app.add_typer(server_app, name="server", help="Start, stop and look at the local
 app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tables.")
 app.add_typer(udf_app, name="udf", help="Functions that SQL may call.")
 app.add_typer(experts_app, name="experts", help="Decisions of human experts, on one footing with the models.")
+app.add_typer(models_app, name="models", help="Register models, roll them out and back.")
 app.command("migrate")(migrate_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
