@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     window_max_gap_s: float = Field(
         3600,
         gt=0,
-        description="a longer gap between two buckets cuts a model's window: older rows are missing",
+        description="a longer silence between two buckets cuts a model's window: older rows are missing",
     )
     deployment_poll_s: float = Field(
         2, ge=0, le=5, description="seconds between two looks at what is deployed while scoring"

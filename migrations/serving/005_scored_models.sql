@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS scored_models
     model_type LowCardinality(String),
     relation LowCardinality(String) COMMENT 'what it reads: feature_vector_v1, sequence_inputs_v1 …',
     rows_read UInt16 COMMENT 'rows of one input, the latest last',
-    max_gap_s Float64 COMMENT 'a longer gap between two of them blanks those before it',
+    max_gap_s Float64 COMMENT 'a longer silence between two of them blanks those before it',
     features Array(String) COMMENT 'of one row, in the order of the inputs',
     classes Array(Int8) COMMENT 'in the order of the probabilities',
     created_at DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC')

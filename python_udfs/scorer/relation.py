@@ -50,6 +50,7 @@ class Row(NamedTuple):
     """A row of the relation: its bucket, and its features in the relation's order."""
 
     bucket_id: int
+    bucket_ts_start: datetime
     bucket_ts_end: datetime
     features: list[float]
 
@@ -70,7 +71,7 @@ class Relation:
         self._seen: dict[Instrument, int] = {}
         self._known: tuple[int, list[Instrument]] | None = None
         inputs = ", ".join(f"toFloat32(ifNull({db.names([name])}, nan))" for name in self.features)
-        self._select = f"select {_KEY}, bucket_id, bucket_ts_end, [{inputs}] from {table}"
+        self._select = f"select {_KEY}, bucket_id, bucket_ts_start, bucket_ts_end, [{inputs}] from {table}"
 
     def instruments(self) -> list[Instrument]:
         """Every instrument that has a bucket, by name; read again when the list is older than a minute."""
@@ -152,7 +153,8 @@ class Relation:
 def block(rows: Sequence[Sequence[Row]], window: int, width: int, max_gap_s: float) -> Floats:
     """The rows of n instruments as one array (n, window, width), the latest last; what is not there is NaN.
 
-    Rows before a gap between two bucket ends longer than `max_gap_s` are left out: they tell of another time.
+    Rows before a silence between two buckets longer than `max_gap_s` are left out, as in training: they tell of another
+    time (`training.sequences.first_rows`).
     Infinities become the one NaN that a hash can know.
     """
     if window == 1:
@@ -163,7 +165,7 @@ def block(rows: Sequence[Sequence[Row]], window: int, width: int, max_gap_s: flo
         for i, all_rows in enumerate(rows):
             last = all_rows[-window:]
             first = len(last) - 1
-            while first and last[first].bucket_ts_end - last[first - 1].bucket_ts_end <= gap:
+            while first and last[first].bucket_ts_start - last[first - 1].bucket_ts_end <= gap:
                 first -= 1
             inputs[i, window - len(last) + first :] = [row.features for row in last[first:]]
     inputs[~np.isfinite(inputs)] = np.nan

@@ -42,14 +42,14 @@ class Role(StrEnum):
 
 
 class Deployed(Protocol):
-    """What is deployed: references of models, the challenger's share of the instruments (%), and a number that grows."""
+    """What is deployed (`deployment.Deployment`): references of models, written as name:version; None: there is none."""
 
     @property
-    def champion(self) -> str: ...
+    def champion(self) -> Any: ...
     @property
-    def challenger(self) -> str | None: ...
+    def challenger(self) -> Any: ...
     @property
-    def baseline(self) -> str | None: ...
+    def baseline(self) -> Any: ...
     @property
     def share(self) -> int: ...
     @property
@@ -58,11 +58,11 @@ class Deployed(Protocol):
 
 @dataclass(frozen=True)
 class Deployments:
-    """Where deployments and models come from: the registry's functions."""
+    """Where deployments and models come from: the functions of `deployment`."""
 
-    current: Callable[[Client], Deployed | None]
-    load: Callable[[str], tuple[Card, bytes]]
-    # (instrument, challenger, share): is the challenger served on it?
+    current: Callable[[Client], Deployed]
+    load: Callable[[Any], tuple[Card, bytes]]
+    # (instrument, challenger, share in percent): is the challenger served on it?
     served_by: Callable[[str, str, int], bool]
 
 
@@ -167,6 +167,7 @@ class Scorer:
                 relation, nothing deployed, or no database.
         """
         self.problem = ""
+        self._serving = _Serving({}, {})
         self._source = source
         self._max_age = timedelta(seconds=max_age_s)
         self._threads = threads
@@ -181,10 +182,7 @@ class Scorer:
                 self._serving = self._set_up({Role.CHAMPION: Model(*loaded, threads=threads)})
             else:
                 assert isinstance(source, Deployments)
-                deployed = source.current(self._c)
-                if deployed is None:
-                    raise UserError("no model is deployed: run `marketprism promote`")
-                self._serving = self._load(deployed)
+                self._serving = self._load(source.current(self._c))
             self._looked = perf_counter_ns()
             self.close = stack.pop_all().close
 
@@ -378,9 +376,9 @@ class Scorer:
         if not found:
             return []
         deployed, turn = self._serving.deployment, Role.CHAMPION
-        if deployed and deployed.challenger and Role.CHALLENGER in self._serving.models:
+        if deployed and Role.CHALLENGER in self._serving.models:
             assert isinstance(self._source, Deployments)
-            if self._source.served_by(str(instrument), deployed.challenger, deployed.share):
+            if self._source.served_by(str(instrument), str(deployed.challenger), deployed.share):
                 turn = Role.CHALLENGER
         reason = found[turn].unusable if turn in found else "no row"
         baseline = found.get(Role.BASELINE)
@@ -406,31 +404,30 @@ class Scorer:
             return
         if perf_counter_ns() - self._looked < settings().deployment_poll_s * 1e9:
             return
-        deployed = self._source.current(self._c)
         self._looked = perf_counter_ns()
-        if deployed is None or deployed.sequence == self._serving.sequence:
-            self.problem = "" if deployed else "nothing is deployed any more"
-            return
         try:
-            self._serving = self._load(deployed)
+            deployed = self._source.current(self._c)
+            if deployed.sequence != self._serving.sequence:
+                self._serving = self._load(deployed)
             self.problem = ""
         except UserError as e:
-            self.problem = (
-                f"deployment {deployed.sequence} is not in use, {self._serving.sequence} still is: {e}"
-            )
+            self.problem = f"deployment {self._serving.sequence} stays in use: {e}"
 
     def _load(self, deployed: Deployed) -> _Serving:
         """The models of a deployment; those that are in use already are not loaded again."""
         assert isinstance(self._source, Deployments)
-        before = getattr(self, "_serving", None)
-        in_use = {m.card.version: m for m in before.models.values()} if before else {}
+        if deployed.champion is None:
+            raise UserError("no model is deployed: run `marketprism models promote NAME`")
+        in_use = {(m.card.name, m.card.version): m for m in self._serving.models.values()}
         models: dict[Role, Model] = {}
         for role in Role:
             reference = getattr(deployed, role)
             # a model that plays a part already need not play another
-            if reference and reference not in [getattr(deployed, other) for other in models]:
+            if reference is not None and reference not in [getattr(deployed, other) for other in models]:
                 card, onnx = self._source.load(reference)
-                models[role] = in_use.get(card.version) or Model(card, onnx, threads=self._threads)
+                models[role] = in_use.get((card.name, card.version)) or Model(
+                    card, onnx, threads=self._threads
+                )
         return self._set_up(models, deployed)
 
     def _set_up(self, models: dict[Role, Model], deployed: Deployed | None = None) -> _Serving:
@@ -438,14 +435,13 @@ class Scorer:
         cards = [model.card for model in models.values()]
         for card in cards:
             check_contract(self._c, card)
-        before = getattr(self, "_serving", None)
         relations = {}
         for table in dict.fromkeys(card.table for card in cards):
             of = [card for card in cards if card.table == table]
             features = list(dict.fromkeys(name for card in of for name in card.features))
             window = max(card.window for card in of)
-            known = before.relations.get(table) if before else None
-            same = known is not None and (known.features, known.window) == (features, window)
+            known = self._serving.relations.get(table)
+            same = known and (known.features, known.window) == (features, window)
             relations[table] = known if known and same else Relation(self._execute, table, features, window)
         return _Serving(models, relations, deployed)
 
