@@ -81,8 +81,12 @@ def make_model(
     source: str = "feature_vector",
     version: int = 1,
     confidence: float | None = None,
+    content: bytes | None = None,
 ) -> Path:
-    """A network of these layers, tanh in between, over one flattened input; what is missing counts as 0."""
+    """A network of these layers, tanh in between, over one flattened input; what is missing counts as 0.
+
+    content: an ONNX file instead.
+    """
     shape = [len(features)] if window == 1 else [window, len(features)]
     nodes = [
         helper.make_node("IsNaN", [INPUT], ["is_missing"]),
@@ -106,7 +110,7 @@ def make_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    content = model.SerializeToString()
+    content = content or model.SerializeToString()
     digest = hashlib.sha256(content).hexdigest()
     nothing = Metrics(
         rows=0, log_loss=0, prior_log_loss=0, accuracy=0, balanced_accuracy=0, brier=0, ic=None, auc={},
