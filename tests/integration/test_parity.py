@@ -97,8 +97,9 @@ def scored(
     ]
     for model in models:
         with Scorer(model) as scorer:
-            for k in range(STEPS + 1):
-                scorer.score(as_of=NOON + 2 * k * SECOND + (timedelta(minutes=90) * (k % 2)))
+            for k in range(STEPS):
+                for later in (timedelta(), timedelta(minutes=90)):
+                    scorer.score(as_of=NOON + 2 * k * SECOND + later)
     dbt("run", select="feature_parity_rows feature_parity", parity_lookback_s=86400)
     yield
 
@@ -147,7 +148,7 @@ def test_the_values_are_those_of_the_inputs(scored: None) -> None:
         "select countIf(not isNaN(v)) as values, countIf(isNaN(v)) as gaps "
         "from feature_parity_rows array join values_now as v where rows_back = 0"
     )
-    assert row["values"] > 20 * row["gaps"] > 0
+    assert row["values"] > 5 * row["gaps"] > 0
     cut = query(
         "select uniqExact(bucket_id) as n from feature_parity_rows where model_name = 'window' "
         "and market_type = 'linear' and rows_back = 1 and arrayAll(x -> isNaN(x), values_now)"
@@ -160,7 +161,7 @@ def test_a_tampered_feature_is_named(change: Callable[[str], None]) -> None:
         "f"
     ]
     target = query(
-        f"select bucket_id from feature_vector_v2 where {feature} is not null and isFinite({feature}) "
+        f"select bucket_id from feature_vector_v2 where abs({feature}) < 1000 "
         "and exchange = 'y' order by bucket_id limit 1 offset 4"
     )[0]["bucket_id"]
     where = f"where exchange = 'y' and bucket_id = {target}"
@@ -200,7 +201,7 @@ def test_a_row_that_is_gone_is_extra_in_every_feature(change: Callable[[str], No
     assert {row[2:5] for row in found} == {(0, 0, 1)}
 
 
-def test_a_row_that_came_between_shifts_the_window(change: Callable[[str], None]) -> None:
+def test_a_row_that_went_shifts_the_window(change: Callable[[str], None]) -> None:
     """An as-of rebuild of a window is of the last rows there are now, not of those that were there."""
     row = query(
         "select bucket_id, bucket_ts_end from feature_vector_v2 where exchange = 'y' order by bucket_id limit 1 offset 5"
