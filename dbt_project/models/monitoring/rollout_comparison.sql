@@ -65,7 +65,7 @@ limits as (
 predicted as (
     select
         p.deployment as sequence,
-        p.role as role,
+        p.role = 'challenger' as is_challenger,
         p.exchange as exchange,
         p.market_type as market_type,
         p.symbol as symbol,
@@ -79,92 +79,69 @@ predicted as (
         p.stale as stale,
         p.total_us as total_us
     from {{ source('serving', 'predictions') }} as p
-    inner join steps as s on p.deployment = s.sequence
+    inner join {{ source('serving', 'deployments') }} as d on p.deployment = d.sequence
     where
-        (p.role = 'champion' and p.model_name = s.champion_name and p.model_version = s.champion_version)
-        or (p.role = 'challenger' and p.model_name = s.challenger_name and p.model_version = s.challenger_version)
+        d.challenger_name != ''
+        and (
+            (p.role = 'champion' and p.model_name = d.champion_name and p.model_version = d.champion_version)
+            or (p.role = 'challenger' and p.model_name = d.challenger_name and p.model_version = d.challenger_version)
+        )
 ),
 
--- A bucket that was scored again and again counts once, by its first prediction.
-firsts as (
+-- What the champion scored. A bucket that was scored again and again counts once, by its first predictions.
+buckets as (
     select
         sequence,
-        role,
         exchange,
         market_type,
         symbol,
         bucket_id,
         any(bucket_ts_end) as bucket_ts_end,
-        argMin((probabilities, score), (predicted_at, request_id)) as said
+        argMinIf((probabilities, score), (predicted_at, request_id), not is_challenger) as champion_said,
+        argMinIf((probabilities, score), (predicted_at, request_id), is_challenger) as challenger_said,
+        notEmpty(challenger_said.1) as is_paired
     from predicted
-    group by sequence, role, exchange, market_type, symbol, bucket_id
+    group by sequence, exchange, market_type, symbol, bucket_id
+    having notEmpty(champion_said.1)
 ),
 
-buckets as (
+known as (
     select
-        a.sequence as sequence,
-        a.exchange as exchange,
-        a.market_type as market_type,
-        a.symbol as symbol,
-        a.bucket_id as bucket_id,
-        a.bucket_ts_end as bucket_ts_end,
-        a.said as champion_said,
-        b.said as challenger_said,
-        notEmpty(b.said.1) as is_paired
-    from firsts as a
-    left join firsts as b
-        on a.sequence = b.sequence
-        and a.exchange = b.exchange
-        and a.market_type = b.market_type
-        and a.symbol = b.symbol
-        and a.bucket_id = b.bucket_id
-        and b.role = 'challenger'
-    where a.role = 'champion' and notEmpty(a.said.1)
-),
-
-outcomes as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        bucket_id,
-        outcome.1 as label,
-        outcome.2 as class,
-        outcome.3 as return
-    from {{ ref('bucket_labels') }}
-    array join [
-        {%- for label, return in outcomes %}
-        ('{{ label }}', {{ label }}, {{ return }}){%- if not loop.last %},{% endif %}
-        {%- endfor %}
-    ] as outcome
-    where
-        (exchange, market_type, symbol, bucket_id) in (select exchange, market_type, symbol, bucket_id from buckets)
-        and outcome.2 is not null
-        and outcome.3 is not null
+        p.sequence as sequence,
+        p.bucket_ts_end as bucket_ts_end,
+        p.champion_said as champion_said,
+        p.challenger_said as challenger_said,
+        s.champion_classes as champion_classes,
+        s.challenger_classes as challenger_classes,
+        arrayFirst(outcome -> outcome.1 = s.label, [
+            {%- for label, return in outcomes %}
+            ('{{ label }}', o.{{ label }}, o.{{ return }}){%- if not loop.last %},{% endif %}
+            {%- endfor %}
+        ]) as outcome
+    from {{ ref('bucket_labels') }} as o
+    inner join buckets as p
+        on o.exchange = p.exchange
+        and o.market_type = p.market_type
+        and o.symbol = p.symbol
+        and o.bucket_id = p.bucket_id
+    inner join steps as s on p.sequence = s.sequence
+    where p.is_paired and outcome.2 is not null and outcome.3 is not null
 ),
 
 pairs as (
     select
-        p.sequence as sequence,
-        intDiv(toUnixTimestamp(p.bucket_ts_end), toUInt32(assumeNotNull(l.block_s))) as block,
-        p.bucket_ts_end as bucket_ts_end,
+        k.sequence as sequence,
+        intDiv(toUnixTimestamp(k.bucket_ts_end), toUInt32(assumeNotNull(l.block_s))) as block,
+        k.bucket_ts_end as bucket_ts_end,
         -- as in training/metrics.py: a class that a model does not know has probability 0, and no probability is below the floor
-        -log(greatest(toFloat64((p.champion_said.1)[indexOf(s.champion_classes, o.class)]), 1e-7)) as champion_loss,
-        -log(greatest(toFloat64((p.challenger_said.1)[indexOf(s.challenger_classes, o.class)]), 1e-7)) as challenger_loss,
-        toFloat64(p.champion_said.2) as champion_score,
-        toFloat64(p.challenger_said.2) as challenger_score,
-        assumeNotNull(o.return) as return,
-        arrayExists(x -> not isFinite(x), p.challenger_said.1) as is_nonsense
-    from buckets as p
-    inner join steps as s on p.sequence = s.sequence
-    inner join outcomes as o
-        on p.exchange = o.exchange
-        and p.market_type = o.market_type
-        and p.symbol = o.symbol
-        and p.bucket_id = o.bucket_id
-        and s.label = o.label
+        -log(greatest(toFloat64((k.champion_said.1)[indexOf(k.champion_classes, k.outcome.2)]), 1e-7)) as champion_loss,
+        -log(greatest(toFloat64((k.challenger_said.1)[indexOf(k.challenger_classes, k.outcome.2)]), 1e-7)) as challenger_loss,
+        toFloat64(k.champion_said.2) as champion_score,
+        toFloat64(k.challenger_said.2) as challenger_score,
+        assumeNotNull(k.outcome.3) as return,
+        arrayExists(x -> not isFinite(x), k.challenger_said.1) as is_nonsense
+    from known as k
     cross join limits as l
-    where p.is_paired
 ),
 
 -- Ranks from 1; ties share their mean.
@@ -223,32 +200,27 @@ compared as (
     group by sequence
 ),
 
--- Every prediction counts here, labelled or not.
-health as (
-    select
-        sequence,
-        count() as predictions,
-        countIf(stale) as stale_predictions,
-        sum(missing_features) as missing_features
-    from predicted
-    where role = 'challenger'
-    group by sequence
-),
-
+-- Every prediction counts here, labelled or not. The rows of one request share its time.
 requests as (
     select
         sequence,
-        role,
+        is_challenger,
+        count() as predictions,
+        countIf(stale) as stale_predictions,
+        sum(missing_features) as missing_features,
         max(total_us) / 1000 as total_ms
     from predicted
-    group by sequence, role, request_id
+    group by sequence, is_challenger, request_id
 ),
 
-latencies as (
+health as (
     select
         sequence,
-        quantileExactOrNullIf(0.99)(total_ms, role = 'champion') as champion_p99_ms,
-        quantileExactOrNullIf(0.99)(total_ms, role = 'challenger') as challenger_p99_ms
+        sumIf(predictions, is_challenger) as predictions,
+        sumIf(stale_predictions, is_challenger) as stale_predictions,
+        sumIf(missing_features, is_challenger) as missing_features,
+        quantileExactOrNullIf(0.99)(total_ms, not is_challenger) as champion_p99_ms,
+        quantileExactOrNullIf(0.99)(total_ms, is_challenger) as challenger_p99_ms
     from requests
     group by sequence
 ),
@@ -292,15 +264,14 @@ measured as (
             null
         ) as t_statistic,
         ifNull(c.nonsense, 0) as nonsense,
-        if(t.sequence > 0, t.champion_p99_ms, null) as champion_p99_ms,
-        if(t.sequence > 0, t.challenger_p99_ms, null) as challenger_p99_ms,
+        h.champion_p99_ms as champion_p99_ms,
+        h.challenger_p99_ms as challenger_p99_ms,
         if(h.predictions > 0, h.missing_features / (h.predictions * s.inputs), null) as missing_share,
         if(h.predictions > 0, h.stale_predictions / h.predictions, null) as stale_share,
         if(v.champion_buckets > 0, v.unpaired_buckets / v.champion_buckets, null) as unpaired_share
     from steps as s
     left join compared as c on s.sequence = c.sequence
     left join health as h on s.sequence = h.sequence
-    left join latencies as t on s.sequence = t.sequence
     left join coverage as v on s.sequence = v.sequence
 ),
 
