@@ -22,6 +22,7 @@ SERVING: Final = REPOSITORY / "dbt_project" / "models" / "serving"
 WINDOW: Final = 3
 STEPS: Final = 12
 SECOND: Final = timedelta(seconds=1)
+RELATIONS: Final = (("feature_vector", 1), ("feature_vector", 2), ("sequence_inputs", 1))
 INSTRUMENTS: Final = [
     Instrument("x", "spot", "A"),
     Instrument("x", "linear", "A"),
@@ -29,19 +30,16 @@ INSTRUMENTS: Final = [
 ]
 
 
-def contract(version: int) -> list[Column]:
-    """The features of feature_vector as its yml says; version 1 leaves some out."""
-    [model] = yaml.safe_load((SERVING / "feature_vector.yml").read_text())["models"]
+def contract(name: str, version: int) -> list[Column]:
+    """The features of a relation as its yml says; a version may leave some out."""
+    [model] = yaml.safe_load((SERVING / f"{name}.yml").read_text())["models"]
     listed = next((v for v in model["versions"] if v["v"] == version), {}).get("columns", [])
     names = [c["name"] for c in model["columns"]]
     for entry in listed:
         if "include" in entry:
             excluded = entry.get("exclude", [])
-            names = (
-                [n for n in names if n not in excluded]
-                if entry["include"] in ("all", "*")
-                else entry["include"]
-            )
+            of_all = entry["include"] in ("all", "*")
+            names = [n for n in names if n not in excluded] if of_all else entry["include"]
     types = {c["name"]: c["data_type"] for c in model["columns"]}
     return [Column(name=n, type=types[n]) for n in names if n not in KEYS]
 
@@ -62,12 +60,12 @@ def value(rng: np.random.Generator, column: Column) -> Any:
 def scored(
     module_store: Settings, tmp_path_factory: pytest.TempPathFactory, environment: Environment
 ) -> Iterator[None]:
-    """Both versions of the vector filled by hand; a model of one row of each, and one of a window, have scored."""
+    """The public relations filled by hand; a model of each has scored."""
     rng = np.random.default_rng(5)
     folder = tmp_path_factory.mktemp("models")
-    contracts = {version: contract(version) for version in (1, 2)}
-    for version, columns in contracts.items():
-        create(columns, f"feature_vector_v{version}")
+    contracts = {relation: contract(*relation) for relation in RELATIONS}
+    for (name, version), columns in contracts.items():
+        create(columns, f"{name}_v{version}")
         rows = []
         for i, instrument in enumerate(INSTRUMENTS):
             for k in range(STEPS):
@@ -75,23 +73,20 @@ def scored(
                 silence = timedelta(minutes=90) if i == 1 and k > 5 else timedelta()
                 row = bucket(instrument, NOON + 2 * k * SECOND + silence)[:6]
                 rows.append((*row, *(value(rng, column) for column in columns)))
-        execute(f"insert into feature_vector_v{version} values", rows, layer="features")
-    numbers = {
-        version: [
-            c for c in columns if not c.type.startswith(("Array", "LowCardinality", "String", "DateTime"))
-        ]
-        for version, columns in contracts.items()
-    }
-    assert len(numbers[2]) > len(numbers[1]) > 20
-    few = numbers[2][3:40:3]
+        execute(f"insert into {name}_v{version} values", rows, layer="features")
+    first, second, sequence = (
+        [c for c in columns if not c.type.startswith("LowCardinality")] for columns in contracts.values()
+    )
+    assert len(second) > len(first) > 20
+    few, steps = second[3:40:3], sequence[1:50:4]
     models = [
-        make_model(folder / "one", [rng.normal(size=(len(numbers[1]), 3))], features=numbers[1]),
+        make_model(folder / "one", [rng.normal(size=(len(first), 3))], features=first),
         make_model(folder / "few", [rng.normal(size=(len(few), 3))], features=few, version=2),
         make_model(
             folder / "window",
-            [rng.normal(size=(WINDOW * len(few), 3))],
-            features=few,
-            version=2,
+            [rng.normal(size=(WINDOW * len(steps), 3))],
+            features=steps,
+            source="sequence_inputs",
             window=WINDOW,
         ),
     ]
@@ -113,15 +108,24 @@ def differing() -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def change(scored: None) -> Iterator[Callable[[str], None]]:
-    """Runs a mutation of version 2 of the vector; puts it back as it was."""
-    execute("create table kept as feature_vector_v2", layer="features")
-    execute("insert into kept select * from feature_vector_v2", layer="features")
-    yield lambda sql: execute(
-        f"alter table feature_vector_v2 {sql} settings mutations_sync = 2", layer="features"
+def change(scored: None) -> Iterator[Callable[[str, str], None]]:
+    """Runs mutations of two of the relations; puts them back as they were."""
+    tables = ("feature_vector_v2", "sequence_inputs_v1")
+    for table in tables:
+        execute(f"create table kept_{table} as {table}", layer="features")
+        execute(f"insert into kept_{table} select * from {table}", layer="features")
+    yield lambda table, sql: execute(
+        f"alter table {table} {sql} settings mutations_sync = 2", layer="features"
     )
-    execute("exchange tables feature_vector_v2 and kept", layer="features")
-    execute("drop table kept sync", layer="features")
+    for table in tables:
+        execute(f"exchange tables {table} and kept_{table}", layer="features")
+        execute(f"drop table kept_{table} sync", layer="features")
+
+
+def a_feature(model: str) -> str:
+    """One that this model reads."""
+    [row] = query(f"select features[4] as f from feature_parity_rows where model_name = '{model}' limit 1")
+    return str(row["f"])
 
 
 def test_parity_is_whole_on_clean_data(scored: None) -> None:
@@ -136,8 +140,8 @@ def test_parity_is_whole_on_clean_data(scored: None) -> None:
     n = {r["model_name"]: r["n"] for r in buckets}
     assert [tuple(r.values()) for r in rows] == [
         ("few", "feature_vector_v2", 13, [n["few"]], 0),
-        ("one", "feature_vector_v1", len(contract(1)), [n["one"]], 0),
-        ("window", "feature_vector_v2", 13, [n["window"] * WINDOW], 0),
+        ("one", "feature_vector_v1", len(contract("feature_vector", 1)), [n["one"]], 0),
+        ("window", "sequence_inputs_v1", 13, [n["window"] * WINDOW], 0),
     ]
     assert n["few"] == n["one"] == len(INSTRUMENTS) * STEPS
 
@@ -156,59 +160,55 @@ def test_the_values_are_those_of_the_inputs(scored: None) -> None:
     assert cut == [{"n": 2}], "the first bucket and the one after the silence have none before them"
 
 
-def test_a_tampered_feature_is_named(change: Callable[[str], None]) -> None:
-    feature = query("select features[4] as f from feature_parity_rows where model_name = 'few' limit 1")[0][
-        "f"
-    ]
+@pytest.mark.parametrize(
+    ("model", "table", "mismatches"),
+    # in windows of three the row is the last one, the middle one, the first one
+    [("few", "feature_vector_v2", 1), ("window", "sequence_inputs_v1", 3)],
+)
+def test_a_tampered_feature_is_named(
+    change: Callable[[str, str], None], model: str, table: str, mismatches: int
+) -> None:
+    feature = a_feature(model)
     target = query(
-        f"select bucket_id from feature_vector_v2 where abs({feature}) < 1000 "
-        "and exchange = 'y' order by bucket_id limit 1 offset 4"
+        f"select bucket_id from {table} where abs({feature}) < 1000 and exchange = 'y' "
+        "order by bucket_id limit 1 offset 4"
     )[0]["bucket_id"]
-    where = f"where exchange = 'y' and bucket_id = {target}"
-    change(f"update {feature} = {feature} + 1 {where}")
-    # the scored bucket of one row; in the windows it is the last of three, the middle one, the first
-    assert differing() == [
-        ("few", feature, 1, 0, 0, "y:spot:B"),
-        ("window", feature, 3, 0, 0, "y:spot:B"),
-    ]
-    [row] = query(
-        f"select largest_difference, first_differing_bucket_id from feature_parity where feature = '{feature}' "
-        "and model_name = 'few'"
-    )
+    change(table, f"update {feature} = {feature} + 1 where exchange = 'y' and bucket_id = {target}")
+    assert differing() == [(model, feature, mismatches, 0, 0, "y:spot:B")]
+    [row] = query(f"select * from feature_parity where feature = '{feature}' and model_name = '{model}'")
     assert row["first_differing_bucket_id"] == target
     assert row["largest_difference"] == pytest.approx(1, rel=1e-4)
+    assert row["parity_share"] == 1 - mismatches / row["compared"]
 
 
-def test_null_and_not_null_are_told_apart(change: Callable[[str], None]) -> None:
-    nullable = {c.name for c in contract(2) if c.type.startswith("Nullable")}
-    features = query("select features from feature_parity_rows where model_name = 'few' limit 1")[0][
-        "features"
-    ]
-    feature = next(f for f in features if f in nullable)
-    [n] = query(
-        f"select countIf(isFinite(ifNull({feature}, nan))) as there, count() as n from feature_vector_v2"
-    )
-    change(f"update {feature} = if(isFinite(ifNull({feature}, nan)), null, 7) where true")
-    found = [row for row in differing() if row[0] == "few"]
-    assert [row[1:5] for row in found] == [(feature, 0, n["n"] - n["there"], n["there"])]
+def test_null_and_not_null_are_told_apart(change: Callable[[str, str], None]) -> None:
+    feature = a_feature("window")
+    there = f"isFinite(toFloat32(ifNull({feature}, nan)))"
+    [n] = query(f"select countIf({there}) as there, countIf(not {there}) as gaps from sequence_inputs_v1")
+    change("sequence_inputs_v1", f"update {feature} = if({there}, null, 7) where true")
+    [(model, name, mismatches, missing, extra, _)] = differing()
+    assert (model, name, mismatches) == ("window", feature, 0)
+    # a row stands in as many windows as there are rows from it on, at most three
+    assert n["gaps"] <= missing <= 3 * n["gaps"]
+    assert n["there"] < extra < 3 * n["there"]
 
 
-def test_a_row_that_is_gone_is_extra_in_every_feature(change: Callable[[str], None]) -> None:
-    last = query("select max(bucket_id) as b from feature_vector_v2 where exchange = 'y'")[0]["b"]
-    change(f"delete where exchange = 'y' and bucket_id = {last}")
-    found = [row for row in differing() if row[0] == "few"]
-    assert len(found) >= 12
+def test_a_row_that_is_gone_is_extra_in_every_feature(change: Callable[[str, str], None]) -> None:
+    [last] = query("select max(bucket_id) as b from feature_vector_v2 where exchange = 'y'")
+    change("feature_vector_v2", f"delete where exchange = 'y' and bucket_id = {last['b']}")
+    found = differing()
+    assert {row[0] for row in found} == {"few"}
+    assert len(found) >= 10
     assert {row[2:5] for row in found} == {(0, 0, 1)}
 
 
-def test_a_row_that_went_shifts_the_window(change: Callable[[str], None]) -> None:
+def test_a_row_that_went_shifts_the_window(change: Callable[[str, str], None]) -> None:
     """An as-of rebuild of a window is of the last rows there are now, not of those that were there."""
-    row = query(
-        "select bucket_id, bucket_ts_end from feature_vector_v2 where exchange = 'y' order by bucket_id limit 1 offset 5"
-    )[0]
-    change(f"delete where exchange = 'y' and bucket_id = {row['bucket_id']}")
-    names = {row[0] for row in differing()}
-    assert names == {"few", "window"}
+    [row] = query(
+        "select bucket_id from sequence_inputs_v1 where exchange = 'y' order by bucket_id limit 1 offset 5"
+    )
+    change("sequence_inputs_v1", f"delete where exchange = 'y' and bucket_id = {row['bucket_id']}")
+    assert {row[0] for row in differing()} == {"window"}
     shifted = query(
         "select bucket_id, rows_back from feature_parity_rows where model_name = 'window' and exchange = 'y' "
         "and arrayExists((x, y) -> isNaN(x) != isNaN(y) or x != y and not isNaN(x), read_values, values_now) "

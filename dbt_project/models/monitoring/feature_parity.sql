@@ -4,11 +4,8 @@ with inputs as (
         model_name,
         model_version,
         relation,
-        exchange,
-        market_type,
-        symbol,
+        concat(exchange, ':', market_type, ':', symbol) as instrument,
         bucket_id,
-        rows_back,
         feature,
         read_value,
         value_now,
@@ -36,9 +33,8 @@ select
     countIf(comparison = 'missing') as missing,
     countIf(comparison = 'extra') as extra,
     1 - (mismatches + missing + extra) / compared as parity_share,
-    maxIf(abs(toFloat64(read_value) - toFloat64(value_now)), comparison in ('same', 'mismatch') and not isNaN(read_value)) as largest_difference,
+    maxIf(abs(toFloat64(read_value) - toFloat64(value_now)), not isNaN(read_value) and not isNaN(value_now)) as largest_difference,
     minIf(bucket_id, comparison != 'same') as first_differing_bucket_id,
-    argMinIf(concat(exchange, ':', market_type, ':', symbol), (bucket_id, rows_back, exchange, market_type, symbol), comparison != 'same')
-        as first_differing_instrument
+    argMinIf(instrument, (bucket_id, instrument), comparison != 'same') as first_differing_instrument
 from inputs
 group by model_name, model_version, relation, feature

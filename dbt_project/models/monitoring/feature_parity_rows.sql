@@ -1,5 +1,5 @@
 {#- What models read: a version that is published is added here. -#}
-{%- set relations = [('feature_vector', 1), ('feature_vector', 2)] -%}
+{%- set relations = [('feature_vector', 1), ('feature_vector', 2), ('sequence_inputs', 1)] -%}
 {%- set instrument = ['exchange', 'market_type', 'symbol'] -%}
 -- One row per model, scored bucket and row of the input: what the scorer read, and what an as-of rebuild reads now, feature by feature.
 with scored as (
@@ -13,7 +13,7 @@ with scored as (
         bucket_ts_end,
         feature_hash
     from {{ source('serving', 'predictions') }}
-    where predicted_at > (select max(predicted_at) from {{ source('serving', 'predictions') }}) - toIntervalSecond({{ var('parity_lookback_s', 3600) }})
+    where predicted_at > (select max(predicted_at) - toIntervalSecond({{ var('parity_lookback_s') }}) from {{ source('serving', 'predictions') }})
     group by model_name, model_version, exchange, market_type, symbol, bucket_id, bucket_ts_end, feature_hash
 ),
 
