@@ -13,7 +13,11 @@ with scored as (
         bucket_ts_end,
         feature_hash
     from {{ source('serving', 'predictions') }}
-    where predicted_at > (select max(predicted_at) - toIntervalSecond({{ var('parity_lookback_s') }}) from {{ source('serving', 'predictions') }})
+    where
+        predicted_at > (
+            select max(predicted_at) - toIntervalSecond({{ var('parity_lookback_s') }})
+            from {{ source('serving', 'predictions') }}
+        )
     group by model_name, model_version, exchange, market_type, symbol, bucket_id, bucket_ts_end, feature_hash
 ),
 
@@ -22,27 +26,37 @@ relation_columns as (
     {{ 'union all' if not loop.first }}
     select
         '{{ name }}_v{{ version }}' as relation,
-        ['{{ feature_names(name, version) | join("', '") }}'] as names
+        ['{{ feature_names(name, version) | join("', '") }}'] as column_names
     {%- endfor %}
 ),
 
--- Inputs are put into the relation's order, ahead of them those that it no longer has: then nothing has to be looked up row by row.
-models as (
+known_models as (
     select
         m.model_name as model_name,
         m.model_version as model_version,
         m.relation as relation,
         m.rows_read as rows_read,
         m.max_gap_s as max_gap_s,
-        arrayMap((name, i) -> if(has(r.names, name), toInt64(indexOf(r.names, name)), -toInt64(i)), m.features, arrayEnumerate(m.features)) as places,
-        arraySort((name, place) -> place, m.features, places) as features,
-        countEqual(arrayMap(place -> place > 0, places), false) as gone,
-        arrayMap(name -> has(m.features, name), r.names) as is_read
+        m.features as inputs,
+        r.column_names as column_names
     from {{ source('serving', 'scored_models') }} as m
     inner join relation_columns as r
         on m.relation = r.relation
     order by m.created_at desc
     limit 1 by m.model_name, m.model_version
+),
+
+-- Inputs are put into the relation's order, ahead of them those that it no longer has: then nothing has to be looked up row by row.
+models as (
+    select
+        *,
+        arrayMap(
+            (x, i) -> if(has(column_names, x), toInt64(indexOf(column_names, x)), -toInt64(i)), inputs, arrayEnumerate(inputs)
+        ) as places,
+        arraySort((x, place) -> place, inputs, places) as features,
+        arrayCount(place -> place < 0, places) as gone,
+        arrayMap(x -> has(inputs, x), column_names) as is_read
+    from known_models
 ),
 
 -- A window spans at most so many buckets, of a day at most, and silences.
@@ -84,9 +98,14 @@ numbered as (
         symbol,
         bucket_id,
         row_number() over from_first as row_place,
-        toFloat64(dateDiff('microsecond', lagInFrame(bucket_ts_end, 1, bucket_ts_start) over from_first, bucket_ts_start)) / 1e6 as silence_s
+        lagInFrame(bucket_ts_end, 1, bucket_ts_start) over from_first as last_end,
+        toFloat64(dateDiff('microsecond', last_end, bucket_ts_start)) / 1e6 as silence_s
     from relation_rows
-    window from_first as (partition by relation, exchange, market_type, symbol order by bucket_id rows between unbounded preceding and current row)
+    window from_first as (
+        partition by relation, exchange, market_type, symbol
+        order by bucket_id
+        rows between unbounded preceding and current row
+    )
 ),
 
 -- A bucket that is no longer there has place 0: no row lies there or before it.
@@ -147,49 +166,68 @@ windows as (
 ),
 
 -- The same inputs may be stored twice.
-inputs as (
+stored_inputs as (
     select
         feature_hash,
-        argMin(inputs, created_at) as input_values
+        argMin(inputs, created_at) as all_values
     from {{ source('serving', 'prediction_inputs') }}
     where feature_hash in (select feature_hash from scored)
     group by feature_hash
+),
+
+paired as (
+    select
+        w.model_name as model_name,
+        w.model_version as model_version,
+        w.relation as relation,
+        w.exchange as exchange,
+        w.market_type as market_type,
+        w.symbol as symbol,
+        w.bucket_id as bucket_id,
+        w.bucket_ts_end as bucket_ts_end,
+        w.feature_hash as feature_hash,
+        w.rows_back as rows_back,
+        w.row_bucket_id = 0 or w.is_cut as is_blank,
+        m.features as features,
+        m.places as places,
+        m.gone as gone,
+        m.is_read as is_read,
+        length(m.features) as width,
+        arraySlice(i.all_values, (w.rows_read - 1 - w.rows_back) * width + 1, width) as input_values,
+        r.row_values as row_values
+    from windows as w
+    inner join models as m
+        on w.model_name = m.model_name
+        and w.model_version = m.model_version
+    inner join stored_inputs as i
+        on w.feature_hash = i.feature_hash
+    left join relation_rows as r
+        on w.relation = r.relation
+        and w.exchange = r.exchange
+        and w.market_type = r.market_type
+        and w.symbol = r.symbol
+        and w.row_bucket_id = r.bucket_id
 )
 
 select
-    w.model_name as model_name,
-    w.model_version as model_version,
-    w.relation as relation,
-    w.exchange as exchange,
-    w.market_type as market_type,
-    w.symbol as symbol,
-    w.bucket_id as bucket_id,
-    w.bucket_ts_end as bucket_ts_end,
-    w.feature_hash as feature_hash,
-    w.rows_back as rows_back,
-    m.features as features,
-    arraySort(
-        (x, place) -> place,
-        arraySlice(i.input_values, (w.rows_read - 1 - w.rows_back) * length(m.features) + 1, length(m.features)),
-        m.places
-    ) as read_values,
+    model_name,
+    model_version,
+    relation,
+    exchange,
+    market_type,
+    symbol,
+    bucket_id,
+    bucket_ts_end,
+    feature_hash,
+    rows_back,
+    features,
+    arraySort((x, place) -> place, input_values, places) as read_values,
     arrayMap(
         x -> if(isFinite(x), x, toFloat32(nan)),
         if(
-            w.row_bucket_id = 0 or w.is_cut,
-            arrayWithConstant(length(m.features), toFloat32(nan)),
-            arrayConcat(arrayWithConstant(m.gone, toFloat32(nan)), arrayFilter((x, is_input) -> is_input, r.row_values, m.is_read))
+            is_blank,
+            arrayWithConstant(width, toFloat32(nan)),
+            arrayConcat(arrayWithConstant(gone, toFloat32(nan)), arrayFilter((x, is_input) -> is_input, row_values, is_read))
         )
     ) as values_now
-from windows as w
-inner join models as m
-    on w.model_name = m.model_name
-    and w.model_version = m.model_version
-inner join inputs as i
-    on w.feature_hash = i.feature_hash
-left join relation_rows as r
-    on w.relation = r.relation
-    and w.exchange = r.exchange
-    and w.market_type = r.market_type
-    and w.symbol = r.symbol
-    and w.row_bucket_id = r.bucket_id
+from paired
