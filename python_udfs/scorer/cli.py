@@ -64,7 +64,7 @@ def score_command(
     wanted = [Instrument.parse(text) for text in instrument] if instrument else None
     fixed = None if now in ("", "latest") else _time(now)
     # a file or a pipe has no width of its own
-    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = threading.Event()
     if loop:

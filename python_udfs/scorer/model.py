@@ -41,8 +41,10 @@ class Model:
 
     @property
     def threshold(self) -> float:
-        """The least probability of a signal."""
-        return settings().confidence if self.card.confidence is None else self.card.confidence
+        """The least probability of a signal: a float32, as probabilities are."""
+        return float(
+            np.float32(settings().confidence if self.card.confidence is None else self.card.confidence)
+        )
 
     def run(self, inputs: Floats) -> Floats:
         """Inputs (n, features), or (n, window, features), in the card's order to probabilities (n, classes)."""
