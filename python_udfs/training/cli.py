@@ -21,7 +21,7 @@ def train_command(
     model: Annotated[list[ModelType], typer.Option("--model", help="Which baseline; repeat for several.")] = [
         ModelType.LOGISTIC,
         ModelType.LIGHTGBM,
-    ],  # noqa: B006
+    ],
     name: Annotated[str, typer.Option(help="Name of the model's folder. Default: the baseline's.")] = "",
     label: Annotated[str, typer.Option(help="The class column of training_set.")] = "label_cls_3",
     features: Annotated[str, typer.Option(help="Columns of feature_vector, by commas.")] = ",".join(
