@@ -23,8 +23,8 @@ select
         select exchange, market_type, symbol, timestamp, known_at, {{ columns.keys() | join(', ') }}
         from {{ right }}
         where
-            known_at >= (select min({{ at }}) from {{ left }}) - toIntervalMillisecond({{ max_lag_ms }})
-            and known_at <= (select max({{ at }}) from {{ left }})
+            known_at >= (select minOrNull({{ at }}) from {{ left }}) - toIntervalMillisecond({{ max_lag_ms }})
+            and known_at <= (select maxOrNull({{ at }}) from {{ left }})
     ) as r
         on l.exchange = r.exchange
         and l.market_type = r.market_type

@@ -74,6 +74,16 @@ class Metrics(_Frozen):
     auc: dict[str, float | None]  # one class against the rest
     class_shares: dict[str, float]
     calibration: dict[str, list[CalibrationBin]]
+    ic_pearson: float | None = None
+    hit_rate: float | None = None  # share of scores with the return's sign, where neither is zero
+    ece: float | None = None  # expected calibration error of the most probable class
+    # with times: 95 % intervals by block bootstrap, and the mean over the deviation of the blocks' ICs
+    ic_low: float | None = None
+    ic_high: float | None = None
+    ic_ir: float | None = None
+    ic_ir_low: float | None = None
+    ic_ir_high: float | None = None
+    ic_blocks: int | None = None  # blocks of time that have an IC
 
 
 class FoldReport(_Frozen):

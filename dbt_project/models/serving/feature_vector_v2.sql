@@ -173,7 +173,7 @@ with buckets as (
 {{ model }} as (
     select *
     from {{ ref(model) }}
-    where bucket_ts_start >= (select min(bucket_ts_start) from buckets)
+    where bucket_ts_start >= (select minOrNull(bucket_ts_start) from buckets)
 ){% if not loop.last %},
 
 {% endif %}

@@ -53,7 +53,7 @@ books as (
         bucket_id,
         tob_imbalance_close
     from {{ ref('top_of_book') }}
-    where bucket_ts_start >= (select min(bucket_ts_start) from buckets)
+    where bucket_ts_start >= (select minOrNull(bucket_ts_start) from buckets)
 )
 
 select

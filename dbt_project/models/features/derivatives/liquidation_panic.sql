@@ -32,7 +32,7 @@ buckets as (
         and f.market_type = b.market_type
         and f.symbol = b.symbol
         and f.bucket_id = b.bucket_id
-    where b.bucket_ts_start >= (select min(bucket_ts_start) from flow)
+    where b.bucket_ts_start >= (select minOrNull(bucket_ts_start) from flow)
 ),
 
 -- Those of the derivative that the instrument looks at, and those of the same asset on other venues.
@@ -125,7 +125,7 @@ in_buckets as (
         and l.symbol = e.symbol
         and l.known_at <= e.bucket_ts_end
     where
-        l.known_at >= (select min(bucket_ts_start) from buckets)
+        l.known_at >= (select minOrNull(bucket_ts_start) from buckets)
         and (e.not_before is null or l.known_at >= e.not_before)
     group by e.exchange, e.market_type, e.symbol, e.bucket_id
 ),

@@ -32,7 +32,7 @@ interests as (
         bucket_id,
         open_interest_change_z
     from {{ ref('open_interest') }}
-    where bucket_ts_start >= (select min(bucket_ts_start) from books)
+    where bucket_ts_start >= (select minOrNull(bucket_ts_start) from books)
 )
 
 select

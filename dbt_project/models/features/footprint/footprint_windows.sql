@@ -83,7 +83,7 @@ minutes as (
         and m.market_type = r.market_type
         and m.symbol = r.symbol
     where
-        m.known_at >= (select min(first_run) from new_runs) - toIntervalMinute({{ hours[-1] * 60 + 1 }})
+        m.known_at >= (select minOrNull(first_run) from new_runs) - toIntervalMinute({{ hours[-1] * 60 + 1 }})
         and m.known_at >= r.first_run - toIntervalMinute({{ hours[-1] * 60 + 1 }})
         and m.known_at <= r.last_run
 ),

@@ -37,7 +37,7 @@ windows as (
 recent_cells as (
     select *
     from {{ ref('heatmap_cells') }}
-    where slice >= (select min(slice) from windows)
+    where slice >= (select minOrNull(slice) from windows)
 ),
 
 -- A cell as of the bucket's end: what buckets up to this one added to it.

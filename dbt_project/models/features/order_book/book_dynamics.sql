@@ -25,18 +25,10 @@ with buckets as (
         and b.bucket_id = f.bucket_id
 ),
 
--- an update belongs to the first bucket that had not ended before it, as in top_of_book
 ends as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        bucket_ts_end,
-        min(bucket_id) as bucket_id,
-        min(bucket_ts_start) as bucket_ts_start
-    from {{ ref('unified_buckets') }}
-    where bucket_ts_end >= (select min(bucket_ts_start) from buckets)
-    group by exchange, market_type, symbol, bucket_ts_end
+    select *
+    from {{ ref('bucket_ends') }}
+    where bucket_ts_end >= (select minOrNull(bucket_ts_start) from buckets)
 ),
 
 -- kept updates only; what was known longer before the first bucket than the allowed age is of no use in it
@@ -62,8 +54,8 @@ states as (
         and l.timestamp = u.timestamp
         and l.last_update_id = u.last_update_id
     where
-        l.known_at >= (select min(bucket_ts_start) from buckets) - toIntervalMicrosecond({{ lag_us }})
-        and u.known_at >= (select min(bucket_ts_start) from buckets) - toIntervalMicrosecond({{ lag_us }})
+        l.known_at >= (select minOrNull(bucket_ts_start) from buckets) - toIntervalMicrosecond({{ lag_us }})
+        and u.known_at >= (select minOrNull(bucket_ts_start) from buckets) - toIntervalMicrosecond({{ lag_us }})
 ),
 
 successive as (
@@ -161,7 +153,7 @@ updates as (
         and u.known_at <= e.bucket_ts_end
     where
         u.known_at >= e.bucket_ts_start
-        and u.known_at >= (select min(bucket_ts_start) from buckets)
+        and u.known_at >= (select minOrNull(bucket_ts_start) from buckets)
 ),
 
 -- sums of floats in a fixed order, so that a rebuild gives the same bits

@@ -22,18 +22,10 @@ at_close as (
     ) }}
 ),
 
--- Several buckets can end in one instant: an update belongs to the first that had not ended before it. Unique per instrument and end.
 ends as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        bucket_ts_end,
-        min(bucket_id) as bucket_id,
-        min(bucket_ts_start) as bucket_ts_start
-    from {{ ref('unified_buckets') }}
-    where bucket_ts_end >= (select min(bucket_ts_start) from buckets)
-    group by exchange, market_type, symbol, bucket_ts_end
+    select *
+    from {{ ref('bucket_ends') }}
+    where bucket_ts_end >= (select minOrNull(bucket_ts_start) from buckets)
 ),
 
 updates as (
@@ -55,7 +47,7 @@ updates as (
         and u.known_at <= e.bucket_ts_end
     where
         u.known_at >= e.bucket_ts_start
-        and u.known_at >= (select min(bucket_ts_start) from buckets)
+        and u.known_at >= (select minOrNull(bucket_ts_start) from buckets)
 ),
 
 -- Means of floats are taken in a fixed order, so that a rebuild gives the same bits.

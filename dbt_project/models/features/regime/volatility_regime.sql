@@ -33,7 +33,7 @@ moves as (
         and f.market_type = b.market_type
         and f.symbol = b.symbol
         and f.bucket_id = b.bucket_id
-    where b.bucket_ts_start >= (select min(bucket_ts_start) from flow)
+    where b.bucket_ts_start >= (select minOrNull(bucket_ts_start) from flow)
 ),
 
 steps as (

@@ -25,20 +25,12 @@ bounds as (
     from new_ones
 ),
 
--- Several buckets can end in one instant: a state belongs to the first that had not ended before it. Unique per instrument and end.
 ends as (
-    select
-        exchange,
-        market_type,
-        symbol,
-        bucket_ts_end,
-        min(bucket_id) as bucket_id,
-        min(bucket_ts_start) as bucket_ts_start
-    from {{ ref('unified_buckets') }}
+    select *
+    from {{ ref('bucket_ends') }}
     where
         bucket_ts_end >= (select seen_from from bounds)
         and bucket_ts_end <= (select seen_to from bounds)
-    group by exchange, market_type, symbol, bucket_ts_end
 ),
 
 grid as (
