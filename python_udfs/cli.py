@@ -18,7 +18,7 @@ from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
 from python_udfs.migrate import migrate_command
-from python_udfs.scorer.cli import score_command
+from python_udfs.scorer.cli import replay_command, score_command
 from python_udfs.scorer.models_cli import app as models_app
 from python_udfs.server import app as server_app
 from python_udfs.training.cli import train_command
@@ -52,6 +52,7 @@ app.command("migrate")(migrate_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
 app.command("score")(score_command)
+app.command("replay")(replay_command)
 app.command("report")(report_command)
 app.command("catalog")(catalog_command)
 app.command("bench")(bench_command)
