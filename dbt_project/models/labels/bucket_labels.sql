@@ -151,6 +151,7 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
+    variance_per_second,
     {%- for k in steps %}
     expected_duration_{{ k }}_s,
     {%- endfor %}
