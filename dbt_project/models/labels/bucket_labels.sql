@@ -17,7 +17,7 @@ with moves as (
         m.mid_close as mid_close,
         v.rv as rv,
         -- there and back as a taker: half the spread and a fee each way
-        (greatest(ifNull(b.spread_bps_close, 0), 0) + 2 * {{ var('label_taker_fee_bps') }}) / 1e4 as cost
+        (b.spread_bps_close + 2 * {{ var('label_taker_fee_bps') }}) / 1e4 as cost
     from {{ ref('bucket_moves') }} as m
     inner join {{ ref('realized_variance') }} as v
         on m.exchange = v.exchange
