@@ -1,11 +1,7 @@
 -- A label is known after the features it stands beside: at the end of its own horizon. Purging relies on it. A label in buckets can be
--- known in the same instant, where a later bucket ended in it; a barrier is touched later than the bucket. One row per training row that breaks it.
-{%- set names = adapter.get_columns_in_relation(ref('training_set')) | map(attribute='name') | list if execute else [] %}
-{%- set labels, horizons = [], [] %}
-{%- for name in names %}
-{%- if name.startswith('label_ret_') %}{% do labels.append(name) %}{% endif %}
-{%- if name.startswith('label_known_at_') %}{% do horizons.append(name[15:]) %}{% endif %}
-{%- endfor %}
+-- known in the same instant, where a later bucket ended in it; a barrier is touched later than the bucket. One row per training row
+-- that breaks it.
+{%- set horizons = ['1', '3', '5', '10', '5s', '10s', '30s', '60s', '300s', 'barrier_60s', 'barrier_300s'] %}
 with labelled as (
     select
         exchange,
@@ -13,17 +9,18 @@ with labelled as (
         symbol,
         bucket_id,
         bucket_ts_end,
-        -- every label, by name: a new horizon is tested the day it comes
         array(columns('^label_known_at_')) as known_at,
         array(columns('^label_known_at_.*[0-9]s$')) as clock_known_at,
+        -- every label, by name: one of a new horizon, or of none, is a row too many
+        length(array(columns('^label_ret_'))) as labels,
+        length(array(columns('^label_ret_([a-z]+_)*({{ horizons | join('|') }})$'))) as labels_with_a_horizon,
         [
             {%- for horizon in horizons %}
-            {%- for name in labels if name.endswith('_' ~ horizon) %}
-            ({{ name }} is not null, label_known_at_{{ horizon }} is not null),
+            arrayExists(label -> label is not null, array(columns('^label_ret_([a-z]+_)*{{ horizon }}$')))
+            and label_known_at_{{ horizon }} is null,
             {%- endfor %}
-            {%- endfor %}
-            (false, true)
-        ] as values
+            labels != labels_with_a_horizon
+        ] as wrongs
     from {{ ref('training_set') }}
 )
 
@@ -36,10 +33,8 @@ select
     known_at
 from labelled
 where
-    empty(clock_known_at)
-    -- none is left without a time (the last pair is none)
-    or length(values) <= {{ labels | length }}
-    or {{ labels | length }} = 0
+    labels = 0
+    or length(known_at) != {{ horizons | length }}
     or arrayExists(known -> known < bucket_ts_end, known_at)
     or arrayExists(known -> known <= bucket_ts_end, clock_known_at)
-    or arrayExists(value -> value.1 and not value.2, values)
+    or has(wrongs, true)

@@ -79,7 +79,15 @@ def _books(r: random.Random, trades: list[Trade], step: int) -> list[BookRow]:
         late = r.choice([0] * 40 + [400_000, 3_000_000, 11_000_000])
         empty = r.random() < 0.003
         out.append(
-            (t, u, 0 if empty else bid, ask, 0 if empty else r.randrange(1, 9 * E8), r.randrange(1, 9 * E8), t + late)
+            (
+                t,
+                u,
+                0 if empty else bid,
+                ask,
+                0 if empty else r.randrange(1, 9 * E8),
+                r.randrange(1, 9 * E8),
+                t + late,
+            )
         )
     return out
 
@@ -134,7 +142,9 @@ def _states(books: list[BookRow]) -> features.BookStates:
     )
 
 
-def _expected(instrument: Instrument, trades: list[Trade], books: list[BookRow]) -> dict[str, features.Columns]:
+def _expected(
+    instrument: Instrument, trades: list[Trade], books: list[BookRow]
+) -> dict[str, features.Columns]:
     watermark = _book_watermark(instrument, trades)
     buckets: list[Bucket] = clock.buckets(trades, CONFIG, watermark=_closed(trades))
     starts, ends = features.bounds(buckets)
@@ -186,7 +196,9 @@ def test_equal_to_the_oracle(built: Built, instrument: Instrument) -> None:
     for table in TABLES:
         for name, got in _read(table, instrument).items():
             want = np.asarray(expected[table][name], dtype=float)
-            np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=f"{table}.{name}: NULL or not")
+            np.testing.assert_array_equal(
+                np.isnan(got), np.isnan(want), err_msg=f"{table}.{name}: NULL or not"
+            )
             # differences of nearly equal mids: the absolute floor is a rounding of the mid itself
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12, err_msg=f"{table}.{name}")
         assert {c for c in expected[table] if c.startswith("label_")} <= set(_read(table, instrument))
@@ -254,7 +266,9 @@ def test_shapes_by_hand() -> None:
 def test_uniqueness_adds_up(built: Built, h: int) -> None:
     """Over a whole feed the weights times their spans are the time in which at least one label was open."""
     columns = _read("label_weights", AAA)
-    rows = query(f"select {us('bucket_ts_end')} as e from label_weights where symbol = 'AAAUSDT' order by bucket_id")
+    rows = query(
+        f"select {us('bucket_ts_end')} as e from label_weights where symbol = 'AAAUSDT' order by bucket_id"
+    )
     weight, known = columns[f"label_uniqueness_{h}s"], columns[f"label_known_at_{h}s"]
     covered, reached = 0.0, 0.0
     for start, end, w in zip([r["e"] for r in rows], known, weight, strict=True):

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -48,7 +49,13 @@ def mid(states: BookStates, when: int, complete: int) -> float:
 
 
 def returns(
-    ends: Ints, mid_close: Floats, *, window: int = 50, winsor: int = 500, least: int = 100, level: float = 0.01
+    ends: Ints,
+    mid_close: Floats,
+    *,
+    window: int = 50,
+    winsor: int = 500,
+    least: int = 100,
+    level: float = 0.01,
 ) -> Columns:
     """Per k: label_ret_raw_k, label_ret_wins_k (cut at quantiles of past returns per second), expected_duration_k_s."""
     out: Columns = {}
@@ -90,14 +97,20 @@ def shape(points: Sequence[float], *, efficiency: float = 0.6, leg: float = 1 / 
     for name, up in (("v", -1), ("inverted_v", 1)):
         there = max(up * p for p in points)
         back = there - up * points[-1]
-        is_two_legged = max(there, back) > 0 and round(min(there, back) / max(there, back), 8) >= round(leg, 8)
+        is_two_legged = max(there, back) > 0 and round(min(there, back) / max(there, back), 8) >= round(
+            leg, 8
+        )
         best[name] = round((there + back) / travelled, 8) if is_two_legged else 0.0
     name = max(best, key=lambda x: best[x])
     return name if best[name] >= efficiency else "choppy"
 
 
 def paths(
-    ends: Ints, mid_close: Floats, variance_per_second: Floats, states: BookStates, watermark: int | None = None
+    ends: Ints,
+    mid_close: Floats,
+    variance_per_second: Floats,
+    states: BookStates,
+    watermark: int | None = None,
 ) -> Columns:
     """Triple barrier, excursions and shape over samples at whole seconds in (end, end + h] and at end + h."""
     complete = complete_to(states, watermark)
@@ -165,7 +178,9 @@ def weights(
         for i in range(n - k):
             if is_open[i]:
                 own = set(range(i + 1, i + k + 1))
-                spans = {j: own & set(range(j + 1, j + k + 1)) for j in range(n) if is_open[j] and abs(j - i) <= k}
+                spans = {
+                    j: own & set(range(j + 1, j + k + 1)) for j in range(n) if is_open[j] and abs(j - i) <= k
+                }
                 overlap[i] = sum(bool(span) for span in spans.values()) - 1
                 uniqueness[i] = sum(Fraction(1, sum(t in s for s in spans.values())) for t in own) / k
         out |= {f"label_overlap_{k}": overlap, f"label_uniqueness_{k}": uniqueness}
@@ -186,7 +201,7 @@ def weights(
             overlap[i] = len(near) - 1
             edges = sorted({t for span in near for t in span})
             total = Fraction(0)
-            for s, e in zip(edges, edges[1:], strict=False):
+            for s, e in pairwise(edges):
                 total += Fraction(e - s, sum(x <= s and y >= e for x, y in near))
             uniqueness[i] = total / (z - a)
         out |= {

@@ -78,10 +78,16 @@ scaled as (
         -- a past return to this bucket's end is the label of the bucket k before: known now
         count(past_ret_ps_{{ k }}) over {{ past(winsor) }} >= {{ var('label_winsor_min_buckets') }} as is_winsorised_{{ k }},
         {%- for bound, level in [('low', var('label_winsor_quantile')), ('high', 1 - var('label_winsor_quantile'))] %}
-        quantileExactInclusiveIf({{ level }})(assumeNotNull(past_ret_ps_{{ k }}), past_ret_ps_{{ k }} is not null) over {{ past(winsor) }}
-            as {{ bound }}_{{ k }},
+        quantileExactInclusiveIf({{ level }})( -- noqa: LT01
+            assumeNotNull(past_ret_ps_{{ k }}),
+            past_ret_ps_{{ k }} is not null
+        ) over {{ past(winsor) }} as {{ bound }}_{{ k }},
         {%- endfor %}
-        if(count(past_us_{{ k }}) over {{ past(n) }} >= 10, avg(past_us_{{ k }}) over {{ past(n) }} / 1e6, null) as expected_duration_{{ k }}_s,
+        if(
+            count(past_us_{{ k }}) over {{ past(n) }} >= 10,
+            avg(past_us_{{ k }}) over {{ past(n) }} / 1e6,
+            null
+        ) as expected_duration_{{ k }}_s,
         {%- endfor %}
         rv / nullIf(arraySum(groupArray(return_seconds) over {{ past(n) }}), 0) as variance_per_second
     from stepped
@@ -175,7 +181,7 @@ select
     toNullable(toInt8(if(
         ret_{{ h }}s is null or threshold_{{ h }}s is null,
         null,
-        (ret_{{ h }}s > greatest(assumeNotNull(threshold_{{ h }}s), cost)) - (ret_{{ h }}s < -greatest(assumeNotNull(threshold_{{ h }}s), cost))
+        (ret_{{ h }}s > threshold_{{ h }}s and ret_{{ h }}s > cost) - (ret_{{ h }}s < -threshold_{{ h }}s and ret_{{ h }}s < -cost)
     ))) as label_cls_{{ h }}s,
     end_{{ h }}s as label_known_at_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}

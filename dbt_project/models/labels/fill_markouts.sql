@@ -1,10 +1,7 @@
 {{ config(materialized='table', partition_by='toYYYYMMDD(bucket_ts_start)', order_by='(exchange, market_type, symbol, bucket_id)') }}
 {%- set horizons = [1, 5, 30] %}
 {%- set wait = var('label_fill_wait_s') %}
-{%- set last = var('label_fill_queue') == 'last' %}
-{%- if var('label_fill_queue') not in ('first', 'last') %}
-    {{ exceptions.raise_compiler_error("label_fill_queue is 'first' or 'last', not '" ~ var('label_fill_queue') ~ "'") }}
-{%- endif %}
+{%- set or_at = '=' if var('label_fill_first_in_queue') else '' %}
 {%- set sides = [('buy', 'sell', 'bid_price', '<', 1), ('sell', 'buy', 'ask_price', '>', -1)] %}
 
 -- What a fill is worth some seconds later. A maker rests at the best price from the bucket's end and is filled by takers of the other
@@ -21,7 +18,13 @@ with ends as (
 ),
 
 quotes as (
-    {{ as_of('ends', ref('book_asof'), {'bid_price': 'bid_price', 'ask_price': 'ask_price', 'mid': 'mid'}, var('book_max_lag_ms'), prefix='book') }}
+    {{ as_of(
+        'ends',
+        ref('book_asof'),
+        {'bid_price': 'bid_price', 'ask_price': 'ask_price', 'mid': 'mid'},
+        var('book_max_lag_ms'),
+        prefix='book',
+    ) }}
 ),
 
 -- Trades in slots as long as the wait: a quote looks into two.
@@ -32,7 +35,8 @@ slots as (
         symbol,
         intDiv(toUnixTimestamp64Micro(timestamp), {{ wait * 1000000 }}) as slot,
         {%- for side, taker, price, through, sign in sides %}
-        arraySort(groupArrayIf((toUnixTimestamp64Micro(timestamp), price), side = '{{ taker }}')) as {{ taker }}s{%- if not loop.last %},{% endif %}
+        arraySort(groupArrayIf((toUnixTimestamp64Micro(timestamp), price), side = '{{ taker }}')) as {{ taker }}s
+        {%- if not loop.last %},{% endif %}
         {%- endfor %}
     from {{ ref('stg_trades') }}
     where is_on_time
@@ -53,21 +57,21 @@ looks as (
     from quotes
 ),
 
-fills as (
+seen as (
     select
         l.exchange as exchange,
         l.market_type as market_type,
         l.symbol as symbol,
         l.bucket_id as bucket_id,
         {%- for side, taker, price, through, sign in sides %}
-        minIf(
+        tupleElement(
             arrayFirst(
                 t -> t.1 > l.end_us
                 and t.1 <= l.end_us + {{ wait * 1000000 }}
-                and t.2 {{ through if last else through ~ '=' }} assumeNotNull(l.{{ price }}),
+                and t.2 {{ through ~ or_at }} assumeNotNull(l.{{ price }}),
                 s.{{ taker }}s
-            ).1 as {{ side }}_fill_us,
-            l.mid is not null and {{ side }}_fill_us > 0
+            ),
+            1
         ) as {{ side }}_us{%- if not loop.last %},{% endif %}
         {%- endfor %}
     from looks as l
@@ -76,27 +80,50 @@ fills as (
         and l.market_type = s.market_type
         and l.symbol = s.symbol
         and l.slot = s.slot
+    where l.mid is not null
+),
+
+-- 0: no fill.
+fills as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        minIf(buy_us, buy_us > 0) as buy_us,
+        minIf(sell_us, sell_us > 0) as sell_us
+    from seen
     group by exchange, market_type, symbol, bucket_id
 ),
 
--- Whose mid is wanted when: of a maker from its fill on, of a taker from the bucket's end on.
-targets as (
+filled as (
     select
         q.exchange as exchange,
         q.market_type as market_type,
         q.symbol as symbol,
         q.bucket_id as bucket_id,
-        target.1 as side,
-        arrayJoin(if(side = 'taker', {{ horizons }}, {{ [0] + horizons }})) as horizon,
-        fromUnixTimestamp64Micro(target.2, 'UTC') + toIntervalSecond(horizon) as target_at
+        [('taker', toUnixTimestamp64Micro(q.bucket_ts_end)), ('buy', f.buy_us), ('sell', f.sell_us)] as starts
     from quotes as q
     left join fills as f
         on q.exchange = f.exchange
         and q.market_type = f.market_type
         and q.symbol = f.symbol
         and q.bucket_id = f.bucket_id
-    array join [('taker', toUnixTimestamp64Micro(q.bucket_ts_end)), ('buy', f.buy_us), ('sell', f.sell_us)] as target
-    where target.2 > 0
+),
+
+-- Whose mid is wanted when: of a maker from its fill on, of a taker from the bucket's end on.
+targets as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        start.1 as side,
+        arrayJoin(if(side = 'taker', {{ horizons }}, {{ [0] + horizons }})) as horizon,
+        fromUnixTimestamp64Micro(start.2, 'UTC') + toIntervalSecond(horizon) as target_at
+    from filled
+    array join starts as start
+    where start.2 > 0
 ),
 
 reached as (

@@ -2,7 +2,14 @@
 {%- set steps = [1, 3, 5, 10] %}
 {%- set horizons = [5, 10, 30, 60, 300] %}
 {%- set barriers = [60, 300] %}
+{%- set by_bucket = 'partition by exchange, market_type, symbol order by bucket_id rows between' %}
 {%- set names = ['barrier_60s', 'barrier_300s', '5s', '10s', '30s', '60s', '300s'] %}
+
+{%- set spans = [] %}
+{%- for name in names %}
+{%- set is_open = 'is_open_barrier' if 'barrier' in name else 'is_open' %}
+{%- do spans.append("('" ~ name ~ "', " ~ is_open ~ ", toUnixTimestamp64Micro(toNullable(known_at_" ~ name ~ ")))") %}
+{%- endfor %}
 
 -- How much of a label is its own: labels that are open at once share what happens, and count for less (López de Prado 2018, ch. 4).
 -- A label is open from its bucket's end to its horizon's, if a mid (a barrier: and a scale) was there to start from.
@@ -41,35 +48,21 @@ with buckets as (
 -- Over k buckets the grid is the buckets: how many labels are open in each bucket, by order.
 shared as (
     select
-        *,
         {%- for k in steps %}
-        countIf(is_open) over (
-            partition by exchange, market_type, symbol
-            order by bucket_id
-            rows between {{ k }} preceding and 1 preceding
-        ) as open_{{ k }},
-        countIf(is_open) over (
-            partition by exchange, market_type, symbol
-            order by bucket_id
-            rows between {{ k - 1 }} preceding and {{ k - 1 }} following
-        ) as near_{{ k }}{%- if not loop.last %},{% endif %}
+        countIf(is_open) over ({{ by_bucket }} {{ k }} preceding and 1 preceding) as open_{{ k }},
+        countIf(is_open) over ({{ by_bucket }} {{ k - 1 }} preceding and {{ k - 1 }} following) as near_{{ k }},
         {%- endfor %}
+        *
     from buckets
 ),
 
 stepped as (
     select
-        *,
         {%- for k in steps %}
-        arraySum(arrayMap(
-            n -> 1 / n,
-            groupArray(open_{{ k }}) over (
-                partition by exchange, market_type, symbol
-                order by bucket_id
-                rows between 1 following and {{ k }} following
-            )
-        )) / {{ k }} as uniqueness_{{ k }}{%- if not loop.last %},{% endif %}
+        groupArray(open_{{ k }}) over ({{ by_bucket }} 1 following and {{ k }} following) as counts_{{ k }},
+        arraySum(arrayMap(n -> 1 / n, counts_{{ k }})) / {{ k }} as uniqueness_{{ k }},
         {%- endfor %}
+        *
     from shared
 ),
 
@@ -85,12 +78,10 @@ events as (
         event.2 as opens,
         1 - event.2 as closes
     from buckets
-    array join [
-        {%- for name in names %}
-        ('{{ name }}', {{ 'is_open_barrier' if 'barrier' in name else 'is_open' }}, toUnixTimestamp64Micro(toNullable(known_at_{{ name }})))
-        {%- if not loop.last %},{% endif %}
-        {%- endfor %}
-    ] as span
+    array join
+        [
+            {{ spans | join(',\n            ') }}
+        ] as span
     array join [(toNullable(toUnixTimestamp64Micro(bucket_ts_end)), 1), (span.3, 0)] as event
     where span.2 and event.1 is not null
 ),
@@ -132,7 +123,7 @@ shares as (
             partition by exchange, market_type, symbol, horizon
             order by at_us
             range between unbounded preceding and current row
-        ) as share
+        ) as own_time
     from counted
 ),
 
@@ -156,13 +147,14 @@ weighed as (
         if(
             is_known_{{ name }},
             toFloat64(
-                sumIf(s.share, s.horizon = '{{ name }}' and s.closes) - sumIf(s.share, s.horizon = '{{ name }}' and s.opens)
+                sumIf(s.own_time, s.horizon = '{{ name }}' and s.closes) - sumIf(s.own_time, s.horizon = '{{ name }}' and s.opens)
             )
             / 1e12
             / (closed_us_{{ name }} - maxIf(s.at_us, s.horizon = '{{ name }}' and s.opens)),
             null
-        ) as uniqueness_{{ name }}{%- if not loop.last %},{% endif %}
+        ) as uniqueness_{{ name }},
         {%- endfor %}
+        count() as event_count
     from shares as s
     inner join {{ ref('closed_feeds') }} as f
         on s.exchange = f.exchange

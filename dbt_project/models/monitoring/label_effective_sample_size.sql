@@ -1,5 +1,8 @@
 {{ config(materialized='table', order_by='(horizon, exchange, market_type, symbol)') }}
-{%- set names = ['1', '3', '5', '10', '5s', '10s', '30s', '60s', '300s', 'barrier_60s', 'barrier_300s'] %}
+{%- set weights = [] %}
+{%- for name in ['1', '3', '5', '10', '5s', '10s', '30s', '60s', '300s', 'barrier_60s', 'barrier_300s'] %}
+{%- do weights.append("('" ~ name ~ "', label_overlap_" ~ name ~ ", label_uniqueness_" ~ name ~ ")") %}
+{%- endfor %}
 
 -- How many labels there really are: thousands of buckets may hold the outcomes of a few independent hours.
 with weights as (
@@ -12,11 +15,10 @@ with weights as (
         weight.2 as overlap,
         assumeNotNull(weight.3) as uniqueness
     from {{ ref('label_weights') }}
-    array join [
-        {%- for name in names %}
-        ('{{ name }}', label_overlap_{{ name }}, label_uniqueness_{{ name }}){%- if not loop.last %},{% endif %}
-        {%- endfor %}
-    ] as weight
+    array join
+        [
+            {{ weights | join(',\n            ') }}
+        ] as weight
     where weight.3 is not null
 ),
 
