@@ -213,9 +213,9 @@ def test_the_cases_reach_the_edges(built: Built) -> None:
             countIf(label_barrier_60s is null and label_known_at_barrier_60s is not null) as unseen,
             countIf(label_known_at_barrier_300s is null) as waiting,
             countIf(label_barrier_60s is not null and label_ret_path_60s is null) as touched_before_the_hole,
-            countIf(label_shape_10s = 'flat') as flat, countIf(label_shape_60s = 'monotone') as monotone,
-            countIf(label_shape_60s = 'v') as v, countIf(label_shape_60s = 'inverted_v') as inverted_v,
-            countIf(label_shape_60s = 'choppy') as choppy
+            countIf(label_shape_10s = 'flat') as flat, countIf(label_shape_10s = 'monotone') as monotone,
+            countIf(label_shape_10s = 'v') as v, countIf(label_shape_10s = 'inverted_v') as inverted_v,
+            countIf(label_shape_10s = 'choppy') as choppy
         from path_labels
         """
     )

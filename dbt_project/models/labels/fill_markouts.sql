@@ -2,7 +2,7 @@
 {%- set horizons = [1, 5, 30] %}
 {%- set wait = var('label_fill_wait_s') %}
 {%- set or_at = '=' if var('label_fill_first_in_queue') else '' %}
-{%- set sides = [('buy', 'sell', 'bid_price', '<', 1), ('sell', 'buy', 'ask_price', '>', -1)] %}
+{%- set sides = [('buy', 'bid_price', 1), ('sell', 'ask_price', -1)] %}
 
 -- What a fill is worth some seconds later. A maker rests at the best price from the bucket's end and is filled by takers of the other
 -- side; last in the queue, only by one who trades through the price: then all before it were filled, too. A taker crosses at once.
@@ -34,8 +34,8 @@ slots as (
         market_type,
         symbol,
         intDiv(toUnixTimestamp64Micro(timestamp), {{ wait * 1000000 }}) as slot,
-        {%- for side, taker, price, through, sign in sides %}
-        arraySort(groupArrayIf((toUnixTimestamp64Micro(timestamp), price), side = '{{ taker }}')) as {{ taker }}s
+        {%- for side, price, sign in sides %}
+        arraySort(groupArrayIf((toUnixTimestamp64Micro(timestamp), price), side = '{{ side }}')) as {{ side }}s
         {%- if not loop.last %},{% endif %}
         {%- endfor %}
     from {{ ref('stg_trades') }}
@@ -57,23 +57,18 @@ looks as (
     from quotes
 ),
 
-seen as (
+paired as (
     select
         l.exchange as exchange,
         l.market_type as market_type,
         l.symbol as symbol,
         l.bucket_id as bucket_id,
-        {%- for side, taker, price, through, sign in sides %}
-        tupleElement(
-            arrayFirst(
-                t -> t.1 > l.end_us
-                and t.1 <= l.end_us + {{ wait * 1000000 }}
-                and t.2 {{ through ~ or_at }} assumeNotNull(l.{{ price }}),
-                s.{{ taker }}s
-            ),
-            1
-        ) as {{ side }}_us{%- if not loop.last %},{% endif %}
-        {%- endfor %}
+        l.end_us as from_us,
+        l.end_us + {{ wait * 1000000 }} as to_us,
+        assumeNotNull(l.bid_price) as bid,
+        assumeNotNull(l.ask_price) as ask,
+        s.buys as buys,
+        s.sells as sells
     from looks as l
     inner join slots as s
         on l.exchange = s.exchange
@@ -81,6 +76,19 @@ seen as (
         and l.symbol = s.symbol
         and l.slot = s.slot
     where l.mid is not null
+),
+
+seen as (
+    select
+        exchange,
+        market_type,
+        symbol,
+        bucket_id,
+        arrayFirst(t -> t.1 > from_us and t.1 <= to_us and t.2 <{{ or_at }} bid, sells) as sell,
+        arrayFirst(t -> t.1 > from_us and t.1 <= to_us and t.2 >{{ or_at }} ask, buys) as buy,
+        sell.1 as buy_us,
+        buy.1 as sell_us
+    from paired
 ),
 
 -- 0: no fill.
@@ -102,7 +110,7 @@ filled as (
         q.market_type as market_type,
         q.symbol as symbol,
         q.bucket_id as bucket_id,
-        [('taker', toUnixTimestamp64Micro(q.bucket_ts_end)), ('buy', f.buy_us), ('sell', f.sell_us)] as starts
+        [('taker', toUnixTimestamp64Micro(q.bucket_ts_end)), ('buy', f.buy_us), ('sell', f.sell_us)] as begins
     from quotes as q
     left join fills as f
         on q.exchange = f.exchange
@@ -118,12 +126,12 @@ targets as (
         market_type,
         symbol,
         bucket_id,
-        start.1 as side,
+        begin_at.1 as side,
         arrayJoin(if(side = 'taker', {{ horizons }}, {{ [0] + horizons }})) as horizon,
-        fromUnixTimestamp64Micro(start.2, 'UTC') + toIntervalSecond(horizon) as target_at
+        fromUnixTimestamp64Micro(begin_at.2, 'UTC') + toIntervalSecond(horizon) as target_at
     from filled
-    array join starts as start
-    where start.2 > 0
+    array join begins as begin_at
+    where begin_at.2 > 0
 ),
 
 reached as (
@@ -189,7 +197,7 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    {%- for side, taker, price, through, sign in sides %}
+    {%- for side, price, sign in sides %}
     {{ sign }} * ({{ side }}_mid_0 / toFloat64({{ price }}) - 1) as label_ret_{{ side }}_fill,
     dateDiff('microsecond', bucket_ts_end, {{ side }}_at) / 1e6 as label_wait_s_{{ side }}_fill,
     coalesce({{ side }}_at, unfilled_at) as label_known_at_{{ side }}_fill,

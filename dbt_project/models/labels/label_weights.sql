@@ -3,7 +3,7 @@
 {%- set horizons = [5, 10, 30, 60, 300] %}
 {%- set barriers = [60, 300] %}
 {%- set by_bucket = 'partition by exchange, market_type, symbol order by bucket_id rows between' %}
-{%- set names = ['barrier_60s', 'barrier_300s', '5s', '10s', '30s', '60s', '300s'] %}
+{%- set names = ['5s', '10s', '30s', '60s', '300s', 'barrier_60s', 'barrier_300s'] %}
 
 {%- set spans = [] %}
 {%- for name in names %}

@@ -183,20 +183,6 @@ select
     bucket_id,
     bucket_ts_start,
     bucket_ts_end,
-    {%- for h in barriers %}
-    toNullable(toInt8(if(outcome_{{ h }}s is null, null, if(is_touched_{{ h }}s, sign(outcome_{{ h }}s), 0)))) as label_barrier_{{ h }}s,
-    outcome_{{ h }}s as label_ret_barrier_{{ h }}s,
-    if(
-        is_touched_{{ h }}s,
-        dateDiff('microsecond', bucket_ts_end, touched_at_{{ h }}s) / 1e6,
-        null
-    ) as label_touch_s_barrier_{{ h }}s,
-    multiIf(
-        is_touched_{{ h }}s, touched_at_{{ h }}s,
-        bucket_ts_end + toIntervalSecond({{ h }}) <= complete_to, bucket_ts_end + toIntervalSecond({{ h }}),
-        null
-    ) as label_known_at_barrier_{{ h }}s,
-    {%- endfor %}
     {%- for h in horizons %}
     if(is_whole_{{ h }}s, ret_{{ h }}s, null) as label_ret_path_{{ h }}s,
     if(is_whole_{{ h }}s, greatest(arrayMax(path_{{ h }}s), 0), null) as label_mfe_{{ h }}s,
@@ -209,6 +195,20 @@ select
         inverted_v_{{ h }}s >= {{ var('label_path_efficiency') }}, 'inverted_v',
         'choppy'
     )) as label_shape_{{ h }}s,
-    bucket_ts_end + toIntervalSecond({{ h }}) as label_known_at_{{ h }}s{%- if not loop.last %},{% endif %}
+    bucket_ts_end + toIntervalSecond({{ h }}) as label_known_at_{{ h }}s,
+    {%- endfor %}
+    {%- for h in barriers %}
+    toNullable(toInt8(if(outcome_{{ h }}s is null, null, if(is_touched_{{ h }}s, sign(outcome_{{ h }}s), 0)))) as label_barrier_{{ h }}s,
+    outcome_{{ h }}s as label_ret_barrier_{{ h }}s,
+    if(
+        is_touched_{{ h }}s,
+        dateDiff('microsecond', bucket_ts_end, touched_at_{{ h }}s) / 1e6,
+        null
+    ) as label_touch_s_barrier_{{ h }}s,
+    multiIf(
+        is_touched_{{ h }}s, touched_at_{{ h }}s,
+        bucket_ts_end + toIntervalSecond({{ h }}) <= complete_to, bucket_ts_end + toIntervalSecond({{ h }}),
+        null
+    ) as label_known_at_barrier_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}
 from outcomes
