@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from python_udfs.settings import Settings
-from tests.oracles import clock, features
+from tests.oracles import clock, features, labels
 from tests.oracles.clock import HOUR_US, SECOND_US, Config, Trade
 from tests.support import (
     APPENDED,
@@ -121,6 +121,11 @@ def _expected(instrument: Instrument, trades: list[Trade], books: list[BookRow])
     out = features.everything(
         buckets, clock.on_time(trades), rows, market_type=instrument[1], contract_value=CASES[instrument][1]
     )
+    ends, closed_to = features.bounds(buckets)[1], trades[-1].timestamp + HOUR_US
+    variance, states = out["variance_per_second"], features.book_states(rows)
+    out |= labels.returns(ends, out["mid_close"])
+    out |= labels.paths(ends, out["mid_close"], variance, states)
+    out |= labels.weights(ends, out["mid_close"], variance, out, closed_to)
     out["microprice_gap_bps"] = (out["microprice_close"] / out["mid_close"] - 1) * 1e4
     return out
 
@@ -142,7 +147,9 @@ def test_equal_to_the_oracle(built: Built, instrument: Instrument) -> None:
     version_1 = query(
         "select name from system.columns where database = currentDatabase() and table = 'feature_vector_v1'"
     )
-    here = {r["name"] for r in version_1} | {c for c in columns if c.startswith("label_")}
+    here = {r["name"] for r in version_1} | {
+        c for c in columns if c.startswith(("label_", "expected_duration_"))
+    }
     names = [
         c
         for c in columns

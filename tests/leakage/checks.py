@@ -167,7 +167,7 @@ def _labels(name: str, source: str, columns: list[str]) -> Iterator[Part]:
     for known_at in (c for c in columns if c.startswith("label_known_at_")):
         horizon = known_at.removeprefix("label_known_at_")
         together = [c for c in columns if c.endswith(f"_{horizon}")]
-        value = next(c for c in together if c.startswith("label_ret_"))
+        value = next(c for c in together if c.startswith(("label_ret_", "label_uniqueness_")))
         key = ("exchange", "market_type", "bucket_id")
         yield Part(f"{name}:{horizon}", source, known_at, (*key, *together), value)
         left -= set(together)

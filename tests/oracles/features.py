@@ -32,7 +32,8 @@ BOOK_MAX_LAG_US: Final = 10 * SECOND_US
 WINDOW: Final = 50
 MIN_POINTS: Final = 10
 LABEL_FLOOR_S: Final = 1.0
-BUCKET_HORIZONS: Final = (1, 3, 5)
+TAKER_FEE_BPS: Final = 1.0
+BUCKET_HORIZONS: Final = (1, 3, 5, 10)
 SECOND_HORIZONS: Final = (5, 10, 30, 60, 300)
 NULL: Final = math.nan
 _TRADE_FLOW: Final = (
@@ -311,10 +312,13 @@ def labels(
     window: int = WINDOW,
     min_points: int = MIN_POINTS,
     floor_s: float = LABEL_FLOOR_S,
+    cost: Floats | float = 0.0,
 ) -> Columns:
     """What came after each bucket. ends: µs; mid_close, rv: of `top_of_book`, `rolling`; all shape (n,).
 
-    For k in 1, 3, 5 buckets: label_ret_ps_k = (mid[b+k] / mid[b] - 1) / max(seconds between the ends, floor),
+    cost: of a round trip, a fraction; a move within it has class 0, whatever the threshold.
+    variance_per_second: rv / seconds that the window's returns span.
+    For k in 1, 3, 5, 10 buckets: label_ret_ps_k = (mid[b+k] / mid[b] - 1) / max(seconds between the ends, floor),
     1/s; label_known_at_k = end[b+k] (µs); past_ret_ps_k looks back alike; threshold_k = half the population
     standard deviation of past_ret_ps_k over the window; label_cls_k = 1 above it, -1 below minus it, else 0.
     For h in 5 ... 300 s: label_ret_hs = mid at end + h / mid_close - 1, NULL unless the book feed is complete
@@ -324,10 +328,11 @@ def labels(
     n = len(ends)
     out: Columns = {}
     for k in BUCKET_HORIZONS:
-        ahead, past, known_at, threshold = (np.full(n, NULL) for _ in range(4))
+        ahead, past, known_at, threshold, raw = (np.full(n, NULL) for _ in range(5))
         for b in range(n - k):
             seconds = max((ends[b + k] - ends[b]) / SECOND_US, floor_s)
             ahead[b] = past[b + k] = (mid_close[b + k] / mid_close[b] - 1) / seconds
+            raw[b] = mid_close[b + k] / mid_close[b] - 1
             known_at[b] = ends[b + k]
         for b in range(n):
             seen = _not_null(past[max(0, b - window + 1) : b + 1])
@@ -339,7 +344,7 @@ def labels(
             f"label_known_at_{k}": known_at,
             f"past_ret_ps_{k}": past,
             f"threshold_{k}": threshold,
-            f"label_cls_{k}": _sign_beyond(ahead, threshold),
+            f"label_cls_{k}": _sign_beyond(ahead, threshold) * (np.abs(raw) > cost),
         }
 
     complete = max([*states.rows.known_at.tolist(), orderbooks_watermark or 0])
@@ -348,18 +353,20 @@ def labels(
         later = _last_usable(states, when, book_max_lag_us)
         later[when > complete] = -1
         ret = _take(states.mid, later) / mid_close - 1
-        threshold = np.full(n, NULL)
+        threshold, variance = np.full(n, NULL), np.full(n, NULL)
         for b in range(n):
             first = max(1, b - window + 1)
             steps = [t for t in range(first, b + 1) if not math.isnan(mid_close[t] * mid_close[t - 1])]
             seconds = sum(int(ends[t] - ends[t - 1]) for t in steps) / SECOND_US
             if seconds > 0:
-                threshold[b] = 0.5 * math.sqrt(rv[b] / seconds * h)
+                variance[b] = rv[b] / seconds
+                threshold[b] = 0.5 * math.sqrt(variance[b] * h)
         out |= {
             f"label_ret_{h}s": ret,
             f"label_known_at_{h}s": when.astype(np.float64),
             f"threshold_{h}s": threshold,
-            f"label_cls_{h}s": _sign_beyond(ret, threshold),
+            f"label_cls_{h}s": _sign_beyond(ret, np.maximum(threshold, cost)),
+            "variance_per_second": variance,
         }
     return out
 
@@ -379,7 +386,10 @@ def everything(
     flow = trade_flow(buckets, ordered, market_type=market_type, contract_value=contract_value)
     book = top_of_book(starts, ends, states)
     roll = rolling(book["mid_close"], flow["buy_volume"], flow["sell_volume"], flow["notional"])
-    ahead = labels(ends, book["mid_close"], roll["rv"], states, orderbooks_watermark=orderbooks_watermark)
+    cost = (book["spread_bps_close"] + 2 * TAKER_FEE_BPS) / 1e4
+    ahead = labels(
+        ends, book["mid_close"], roll["rv"], states, orderbooks_watermark=orderbooks_watermark, cost=cost
+    )
     return flow | book | roll | ahead
 
 
