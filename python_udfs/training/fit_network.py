@@ -192,13 +192,24 @@ def fit_network(
             classes=len(classes),
             dropout=o.dropout,
         ).to(device)
-        history = _train(module, data, classes, fit_rows, check_rows, o, seed, device, teacher)
+        history = _train(
+            module,
+            data,
+            classes=classes,
+            fit_rows=fit_rows,
+            check_rows=check_rows,
+            o=o,
+            seed=seed,
+            device=device,
+            teacher=teacher,
+        )
         return Network(kind, module.cpu().eval(), classes, data.names, data.window, history)
 
 
 def _train(
     module: SequenceNetwork,
     data: Sequences,
+    *,
     classes: Sequence[int],
     fit_rows: Rows,
     check_rows: Rows,
