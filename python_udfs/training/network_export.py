@@ -80,7 +80,7 @@ def to_onnx(network: Network) -> bytes:
         torch.onnx.export(
             _Probabilities(network.module).eval(),
             (example,),
-            out,
+            out,  # type: ignore[arg-type]  # the older exporter writes into memory, too
             dynamo=False,
             input_names=[INPUT],
             output_names=[OUTPUT],
