@@ -16,8 +16,8 @@ from python_udfs.settings import Settings
 from tests.support import dbt, query, us
 
 # In one store, on two days: the same instruments, far enough apart to know nothing of each other.
-PLANTED: Final = MarketConfig(seed=2, minutes=40, book_levels=3)
-PLAIN: Final = MarketConfig(seed=7, minutes=40, book_levels=3, start=PLANTED.start + 2 * DAY, truths=())
+PLANTED: Final = MarketConfig(seed=41, minutes=40, book_levels=3)
+PLAIN: Final = MarketConfig(seed=51, minutes=40, book_levels=3, start=PLANTED.start + 2 * DAY, truths=())
 
 
 @dataclass(frozen=True, slots=True)
