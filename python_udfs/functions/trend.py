@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from python_udfs.functions.registry import Floats, udf
+from python_udfs.functions.registry import Floats, Ints, udf
 
 _STATES = 3
 
@@ -18,7 +18,7 @@ _STATES = 3
     },
     returns={"short": "Array(Float64)", "long": "Array(Float64)", "state": "Array(Int64)"},
 )
-def mp_trend_states(short: Floats, long: Floats, penalty: float, neutral: float) -> dict[str, Floats]:
+def mp_trend_states(short: Floats, long: Floats, penalty: float, neutral: float) -> dict[str, Floats | Ints]:
     """Fits the centres of a discrete jump model (Nystrup, Lindström, Madsen 2020) to a stretch of the past.
 
     The fit alone: the states it gives to its own rows have seen the rows after them and are thrown away. Which

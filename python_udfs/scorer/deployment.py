@@ -143,9 +143,10 @@ def _state(c: Client, sequence: int) -> Deployment:
 
 def _entry(row: tuple[Any, ...]) -> Entry:
     sequence, _, at, action, *rest = row
-    models = [Reference(*rest[i : i + 3]) if rest[i] else None for i in (0, 3, 6)]
+    champion, challenger, baseline = (Reference(*rest[i : i + 3]) if rest[i] else None for i in (0, 3, 6))
     share, rollback_to, by, reason = rest[9:]
-    return Entry(Deployment(*models, share, sequence, rollback_to), at, action, by, reason)
+    state = Deployment(champion, challenger, baseline, share, sequence, rollback_to)
+    return Entry(state, at, action, by, reason)
 
 
 # ---- gates ---------------------------------------------------------------------------------------------

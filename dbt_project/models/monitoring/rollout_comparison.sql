@@ -62,7 +62,6 @@ predicted as (
         p.request_id as request_id,
         p.predicted_at as predicted_at,
         p.probabilities as probabilities,
-        p.score as score,
         p.missing_features as missing_features,
         p.stale as stale,
         p.total_us as total_us
@@ -85,12 +84,12 @@ buckets as (
         symbol,
         bucket_id,
         any(bucket_ts_end) as bucket_ts_end,
-        argMinIf((probabilities, score), (predicted_at, request_id), not is_challenger) as champion_said,
-        argMinIf((probabilities, score), (predicted_at, request_id), is_challenger) as challenger_said,
-        notEmpty(challenger_said.1) as is_paired
+        argMinIf(probabilities, (predicted_at, request_id), not is_challenger) as champion_said,
+        argMinIf(probabilities, (predicted_at, request_id), is_challenger) as challenger_said,
+        notEmpty(challenger_said) as is_paired
     from predicted
     group by sequence, exchange, market_type, symbol, bucket_id
-    having notEmpty(champion_said.1)
+    having notEmpty(champion_said)
 ),
 
 known as (
@@ -126,13 +125,14 @@ pairs as (
         intDiv(toUnixTimestamp(bucket_ts_end), block_s) as block,
         arrayFirst(outcome -> outcome.1 = label, outcomes) as came,
         -- as in training/metrics.py: a class that a model does not know has probability 0, and no probability is below the floor
-        -log(greatest(toFloat64((champion_said.1)[indexOf(champion_classes, came.2)]), 1e-7)) as champion_loss,
-        -log(greatest(toFloat64((challenger_said.1)[indexOf(challenger_classes, came.2)]), 1e-7)) as challenger_loss,
+        -log(greatest(toFloat64(champion_said[indexOf(champion_classes, came.2)]), 1e-7)) as champion_loss,
+        -log(greatest(toFloat64(challenger_said[indexOf(challenger_classes, came.2)]), 1e-7)) as challenger_loss,
         challenger_loss - champion_loss as difference,
-        toFloat64(champion_said.2) as champion_score,
-        toFloat64(challenger_said.2) as challenger_score,
+        -- from what the model said: a row that was not fit has score 0
+        arraySum((p, place) -> toFloat64(p) * sign(champion_classes[place]), champion_said, arrayEnumerate(champion_said)) as champion_score,
+        arraySum((p, place) -> toFloat64(p) * sign(challenger_classes[place]), challenger_said, arrayEnumerate(challenger_said)) as challenger_score,
         assumeNotNull(came.3) as came_return,
-        arrayExists(x -> not isFinite(x), challenger_said.1) as is_nonsense
+        arrayExists(x -> not isFinite(x), challenger_said) as is_nonsense
     from known
     where came.2 is not null and came.3 is not null
 ),
