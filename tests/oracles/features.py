@@ -344,7 +344,7 @@ def labels(
             f"label_known_at_{k}": known_at,
             f"past_ret_ps_{k}": past,
             f"threshold_{k}": threshold,
-            f"label_cls_{k}": _sign_beyond(ahead, threshold) * (np.abs(raw) > cost),
+            f"label_cls_{k}": _sign_beyond(ahead, threshold) * _pays(raw, cost),
         }
 
     complete = max([*states.rows.known_at.tolist(), orderbooks_watermark or 0])
@@ -365,7 +365,7 @@ def labels(
             f"label_ret_{h}s": ret,
             f"label_known_at_{h}s": when.astype(np.float64),
             f"threshold_{h}s": threshold,
-            f"label_cls_{h}s": _sign_beyond(ret, np.maximum(threshold, cost)),
+            f"label_cls_{h}s": _sign_beyond(ret, threshold) * _pays(ret, cost),
             "variance_per_second": variance,
         }
     return out
@@ -409,6 +409,11 @@ def _slope(x: Iterable[float], y: Iterable[float]) -> float:
     mean_x, mean_y = _mean(xs), _mean(ys)
     covariance = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(xs, ys, strict=True))
     return covariance / math.fsum((a - mean_x) ** 2 for a in xs)
+
+
+def _pays(moves: Floats, cost: Floats | float) -> npt.NDArray[np.bool_]:
+    """More than the cost; to 12 decimals, for both are made of ticks and may be equal."""
+    return np.round(np.abs(moves), 12) > np.round(cost, 12)
 
 
 def _sign_beyond(values: Floats, threshold: Floats) -> Floats:

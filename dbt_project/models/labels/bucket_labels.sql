@@ -16,8 +16,8 @@ with moves as (
         m.bucket_ts_end as bucket_ts_end,
         m.mid_close as mid_close,
         v.rv as rv,
-        -- there and back as a taker: half the spread and a fee each way
-        (b.spread_bps_close + 2 * {{ var('label_taker_fee_bps') }}) / 1e4 as cost
+        -- there and back as a taker: half the spread and a fee each way. Rounded, as the moves that it is compared with: both are ticks
+        round((b.spread_bps_close + 2 * {{ var('label_taker_fee_bps') }}) / 1e4, 12) as cost
     from {{ ref('bucket_moves') }} as m
     inner join {{ ref('realized_variance') }} as v
         on m.exchange = v.exchange
@@ -166,7 +166,7 @@ select
     toNullable(toInt8(if(
         ret_ps_{{ k }} is null or threshold_{{ k }} is null,
         null,
-        (ret_ps_{{ k }} > threshold_{{ k }} and ret_raw_{{ k }} > cost) - (ret_ps_{{ k }} < -threshold_{{ k }} and ret_raw_{{ k }} < -cost)
+        (round(abs(ret_raw_{{ k }}), 12) > cost) * ((ret_ps_{{ k }} > threshold_{{ k }}) - (ret_ps_{{ k }} < -threshold_{{ k }}))
     ))) as label_cls_{{ k }},
     if(
         ret_ps_{{ k }} is null or not is_winsorised_{{ k }},
@@ -181,7 +181,7 @@ select
     toNullable(toInt8(if(
         ret_{{ h }}s is null or threshold_{{ h }}s is null,
         null,
-        (ret_{{ h }}s > threshold_{{ h }}s and ret_{{ h }}s > cost) - (ret_{{ h }}s < -threshold_{{ h }}s and ret_{{ h }}s < -cost)
+        (round(abs(ret_{{ h }}s), 12) > cost) * ((ret_{{ h }}s > threshold_{{ h }}s) - (ret_{{ h }}s < -threshold_{{ h }}s))
     ))) as label_cls_{{ h }}s,
     end_{{ h }}s as label_known_at_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}
