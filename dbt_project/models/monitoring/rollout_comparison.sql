@@ -129,8 +129,16 @@ pairs as (
         -log(greatest(toFloat64(challenger_said[indexOf(challenger_classes, came.2)]), 1e-7)) as challenger_loss,
         challenger_loss - champion_loss as difference,
         -- from what the model said: a row that was not fit has score 0
-        arraySum((p, place) -> toFloat64(p) * sign(champion_classes[place]), champion_said, arrayEnumerate(champion_said)) as champion_score,
-        arraySum((p, place) -> toFloat64(p) * sign(challenger_classes[place]), challenger_said, arrayEnumerate(challenger_said)) as challenger_score,
+        arraySum(
+            (p, place) -> toFloat64(p) * sign(champion_classes[place]),
+            champion_said,
+            arrayEnumerate(champion_said)
+        ) as champion_score,
+        arraySum(
+            (p, place) -> toFloat64(p) * sign(challenger_classes[place]),
+            challenger_said,
+            arrayEnumerate(challenger_said)
+        ) as challenger_score,
         assumeNotNull(came.3) as came_return,
         arrayExists(x -> not isFinite(x), challenger_said) as is_nonsense
     from known

@@ -48,7 +48,11 @@ centers as (
         *,
         arrayFilter(
             c -> c.1 is not null,
-            [{% for k in (1, 2, 3) %}(short_{{ k }}, long_{{ k }}, state_{{ k }}){{ ', ' if not loop.last }}{% endfor %}]
+            [
+                {%- for k in (1, 2, 3) %}
+                (short_{{ k }}, long_{{ k }}, state_{{ k }}){% if not loop.last %},{% endif %}
+                {%- endfor %}
+            ]
         ) as known_centers,
         arrayMap(c -> assumeNotNull(c.1), known_centers) as shorts,
         arrayMap(c -> assumeNotNull(c.2), known_centers) as longs,

@@ -11,14 +11,14 @@ with moves as (
         bucket_ts_start,
         bucket_ts_end,
         is_new,
-        log(mid_close / {{ before('mid_close', 1) }}) as step
+        log(mid_close / {{ before('mid_close', 1) }}) as log_step
     from {{ new_buckets(ref('bucket_moves'), context=context) }}
 ),
 
 steps as (
     select
         *,
-        groupArray(ifNull(step, nan)) over {{ past(var('trend_long_buckets')) }} as long_steps,
+        groupArray(ifNull(log_step, nan)) over {{ past(var('trend_long_buckets')) }} as long_steps,
         arraySlice(long_steps, -{{ var('trend_short_buckets') }}) as short_steps
     from moves
 ),
@@ -27,13 +27,12 @@ straightness as (
     select
         *,
         {%- for span in ('short', 'long') %}
-        {%- set n = var('trend_' ~ span ~ '_buckets') %}
         -- one unknown step and the stretch is unknown; where nothing moved there is no trend
         multiIf(
-            length({{ span }}_steps) < {{ n }} or arrayExists(s -> isNaN(s), {{ span }}_steps), null,
+            length({{ span }}_steps) < {{ var('trend_' ~ span ~ '_buckets') }} or arrayExists(s -> isNaN(s), {{ span }}_steps), null,
             arrayAll(s -> s = 0, {{ span }}_steps), 0,
             arraySum({{ span }}_steps) / sqrt(arraySum(s -> s * s, {{ span }}_steps))
-        ) as trend_{{ span }}{{ ',' if not loop.last }}
+        ) as trend_{{ span }}{%- if not loop.last %},{% endif %}
         {%- endfor %}
     from steps
 ),

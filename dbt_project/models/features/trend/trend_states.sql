@@ -13,14 +13,14 @@ with states as (
         m.bucket_ts_end as bucket_ts_end,
         m.is_new as is_new,
         m.mid_close as mid_close,
-        r.trend_rule_state as trend_rule_state,
+        rules.trend_rule_state as trend_rule_state,
         j.trend_jump_state as trend_jump_state
     from {{ new_buckets(ref('bucket_moves'), context=n + ahead) }} as m
-    inner join {{ ref('trend_moves') }} as r
-        on m.exchange = r.exchange
-        and m.market_type = r.market_type
-        and m.symbol = r.symbol
-        and m.bucket_id = r.bucket_id
+    inner join {{ ref('trend_moves') }} as rules
+        on m.exchange = rules.exchange
+        and m.market_type = rules.market_type
+        and m.symbol = rules.symbol
+        and m.bucket_id = rules.bucket_id
     inner join {{ ref('trend_jump') }} as j
         on m.exchange = j.exchange
         and m.market_type = j.market_type
