@@ -13,7 +13,7 @@ with buckets as (
         l.exchange as exchange,
         l.market_type as market_type,
         l.symbol as symbol,
-        toDate(l.bucket_ts_end) as day,
+        toDate(l.bucket_ts_end) as day, -- noqa: RF04
         arrayJoin([
             {{ classes | join(',\n            ') }}
         ]) as class_label
