@@ -32,6 +32,15 @@ wanted as (
     where mid_close is not null
 ),
 
+wanted_minutes as (
+    select distinct
+        exchange,
+        market_type,
+        symbol,
+        minute
+    from wanted
+),
+
 seconds as (
     select
         exchange,
@@ -39,14 +48,7 @@ seconds as (
         symbol,
         minute,
         toDateTime64(minute * {{ chunk }}, 6, 'UTC') + toIntervalSecond(arrayJoin(range({{ chunk }}))) as sampled_at
-    from (
-        select distinct
-            exchange,
-            market_type,
-            symbol,
-            minute
-        from wanted
-    )
+    from wanted_minutes
 ),
 
 books as (
@@ -93,8 +95,7 @@ sampled as (
     group by exchange, market_type, symbol, bucket_id
 ),
 
--- As returns since the bucket: the whole seconds, then the end of the horizon itself, where it is known.
-paths as (
+joined as (
     select
         b.exchange as exchange,
         b.market_type as market_type,
@@ -102,15 +103,13 @@ paths as (
         b.bucket_id as bucket_id,
         b.bucket_ts_start as bucket_ts_start,
         b.bucket_ts_end as bucket_ts_end,
+        b.mid_close as mid_close,
         b.first_second as first_second,
+        b.first_second - s.first_minute * {{ chunk }} as skipped,
+        s.mids as mids,
         k.complete_to as complete_to,
-        arrayMap(
-            mid -> if(mid = 0, nan, mid / assumeNotNull(b.mid_close) - 1),
-            arraySlice(s.mids, b.first_second - s.first_minute * {{ chunk }} + 1, {{ horizons | max }})
-        ) as path,
         {%- for h in horizons %}
         l.label_ret_{{ h }}s as ret_{{ h }}s,
-        arrayConcat(arraySlice(path, 1, {{ h }}), [ifNull(ret_{{ h }}s, nan)]) as path_{{ h }}s,
         {%- endfor %}
         {{ var('label_barrier_sigma') }} * sqrt(nullIf(l.variance_per_second, 0)) as barrier
     from buckets as b
@@ -128,6 +127,20 @@ paths as (
         on b.exchange = k.exchange
         and b.market_type = k.market_type
         and b.symbol = k.symbol
+),
+
+-- As returns since the bucket: the whole seconds, then the end of the horizon itself, where it is known.
+paths as (
+    select
+        * except (mids, skipped),
+        arrayMap(
+            sample -> if(sample = 0, nan, sample / assumeNotNull(mid_close) - 1),
+            arraySlice(mids, skipped + 1, {{ horizons | max }})
+        ) as samples,
+        {%- for h in horizons %}
+        arrayConcat(arraySlice(samples, 1, {{ h }}), [ifNull(ret_{{ h }}s, nan)]) as path_{{ h }}s{%- if not loop.last %},{% endif %}
+        {%- endfor %}
+    from joined
 ),
 
 outcomes as (
@@ -153,6 +166,12 @@ outcomes as (
             toDateTime64(first_second + stop_{{ h }}s - 1, 6, 'UTC'),
             bucket_ts_end + toIntervalSecond({{ h }})
         ) as touched_at_{{ h }}s,
+        multiIf(
+            is_touched_{{ h }}s, touched_at_{{ h }}s,
+            bucket_ts_end + toIntervalSecond({{ h }}) <= complete_to, bucket_ts_end + toIntervalSecond({{ h }}),
+            null
+        ) as known_at_{{ h }}s,
+        if(is_touched_{{ h }}s, dateDiff('microsecond', bucket_ts_end, touched_at_{{ h }}s) / 1e6, null) as touch_s_{{ h }}s,
         {%- endfor %}
         {%- for h in horizons %}
         not arrayExists(r -> isNaN(r), path_{{ h }}s) as is_whole_{{ h }}s,
@@ -165,7 +184,10 @@ outcomes as (
         arrayMax(arrayMap(r -> {{ sign }}r, points_{{ h }}s)) as there_{{ name }}_{{ h }}s,
         there_{{ name }}_{{ h }}s - ({{ sign }}points_{{ h }}s[-1]) as back_{{ name }}_{{ h }}s,
         if(
-            round(least(there_{{ name }}_{{ h }}s, back_{{ name }}_{{ h }}s) / greatest(there_{{ name }}_{{ h }}s, back_{{ name }}_{{ h }}s), 8)
+            round(
+                least(there_{{ name }}_{{ h }}s, back_{{ name }}_{{ h }}s) / greatest(there_{{ name }}_{{ h }}s, back_{{ name }}_{{ h }}s),
+                8
+            )
             >= round({{ var('label_path_leg') }}, 8),
             round((there_{{ name }}_{{ h }}s + back_{{ name }}_{{ h }}s) / travelled_{{ h }}s, 8),
             0
@@ -200,15 +222,7 @@ select
     {%- for h in barriers %}
     toNullable(toInt8(if(outcome_{{ h }}s is null, null, if(is_touched_{{ h }}s, sign(outcome_{{ h }}s), 0)))) as label_barrier_{{ h }}s,
     outcome_{{ h }}s as label_ret_barrier_{{ h }}s,
-    if(
-        is_touched_{{ h }}s,
-        dateDiff('microsecond', bucket_ts_end, touched_at_{{ h }}s) / 1e6,
-        null
-    ) as label_touch_s_barrier_{{ h }}s,
-    multiIf(
-        is_touched_{{ h }}s, touched_at_{{ h }}s,
-        bucket_ts_end + toIntervalSecond({{ h }}) <= complete_to, bucket_ts_end + toIntervalSecond({{ h }}),
-        null
-    ) as label_known_at_barrier_{{ h }}s{%- if not loop.last %},{% endif %}
+    touch_s_{{ h }}s as label_touch_s_barrier_{{ h }}s,
+    known_at_{{ h }}s as label_known_at_barrier_{{ h }}s{%- if not loop.last %},{% endif %}
     {%- endfor %}
 from outcomes

@@ -13,10 +13,10 @@ with buckets as (
         l.exchange as exchange,
         l.market_type as market_type,
         l.symbol as symbol,
-        toDate(l.bucket_ts_end) as day,
+        toDate(l.bucket_ts_end) as day, -- noqa: RF04
         arrayJoin([
             {{ classes | join(',\n            ') }}
-        ]) as pair
+        ]) as class_label
     from {{ ref('bucket_labels') }} as l
     inner join {{ ref('path_labels') }} as p
         on l.exchange = p.exchange
@@ -31,8 +31,8 @@ labels as (
         market_type,
         symbol,
         day,
-        pair.1 as label,
-        pair.2 as outcome
+        class_label.1 as label,
+        class_label.2 as outcome
     from buckets
 )
 
