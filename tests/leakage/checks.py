@@ -91,6 +91,8 @@ NOT_COMPARED: Final = {
     "derivative_markets": "reference data: which contract an instrument looks at",
     "minute_feeds": "as stg_watermarks",
     "event_token_vocabulary": "the seed's classes multiplied out: no data in it",
+    "expert_scores": "no decisions in these markets; tests/integration/test_experts.py holds it against an oracle",
+    "expert_summary": "the same",
     **dict.fromkeys(
         ("trade_minutes_stored", "footprint_minutes_stored", "book_minutes_stored"),
         "holds the open minute, too; the views that publish its minutes are compared",
@@ -258,6 +260,8 @@ ASOF_ALLOWED: Final = {
     "dbt_project/models/features/order_book/book_dynamics.sql": "which bucket an update falls into, as in top_of_book.sql",
     "dbt_project/models/features/derivatives/liquidation_panic.sql": "which bucket a liquidation falls into: "
     "the first that had not ended before it",
+    "dbt_project/models/training/expert_scores.sql": "a label begins with the first bucket end after the decision: no "
+    "input, but what it is scored on",
 }
 _COMMENT = re.compile(r"\{#.*?#\}|/\*.*?\*/|--[^\n]*", re.DOTALL)
 _WINDOW = re.compile(
