@@ -187,7 +187,7 @@ def frontier_chart(points: Sequence[Point]) -> Markup:
         parts += [
             line(px, y(p.ic), px, py, "median"),
             rect(px - 5, py - 5, 10, 10, "solid own" if p in best else "bar", title=title, radius=5),
-            text(px + (-9 if right else 9), py - 8, p.name, "strong", "end" if right else "start"),
+            text(px + (-9 if right else 9), py + 18, p.name, "strong", "end" if right else "start"),
         ]
     parts += [
         text(

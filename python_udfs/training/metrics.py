@@ -112,8 +112,9 @@ def _correlation(x: Floats, y: Floats) -> float:
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     x, y = x - x.mean(), y - y.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else np.nan
+    # not x @ y: BLAS threads wait for each other on a busy machine, a thousand times in a bootstrap
+    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return min(max(float((x * y).sum()) / norm, -1.0), 1.0) if norm > 0 else np.nan
 
 
 def _mean_over_deviation(values: Floats) -> float:

@@ -215,15 +215,19 @@ def feature_tests(
 
 def _rank_ics(features: Floats, returns: Floats, least: int) -> Floats:
     """Spearman correlation of each column [m, k] with the returns [m], each over its own complete rows."""
-    both = np.isfinite(features) & np.isfinite(returns)[:, None]
+    known = np.isfinite(returns)
+    both = np.isfinite(features) & known[:, None]
 
-    def ranks(values: Floats) -> Floats:
+    def ranks(values: Floats, kept: npt.NDArray[np.bool_]) -> Floats:
         # infinities rank last and are left out: they move no other rank
-        ranked = rankdata(np.where(both, values, np.inf), axis=0)
-        centred = ranked - np.where(both, ranked, 0).sum(axis=0) / np.maximum(both.sum(axis=0), 1)
-        return np.asarray(np.where(both, centred, 0), dtype=np.float64)
+        ranked = rankdata(np.where(kept, values, np.inf), axis=0)
+        centred = ranked - np.where(kept, ranked, 0).sum(axis=0) / np.maximum(kept.sum(axis=0), 1)
+        return np.asarray(np.where(kept, centred, 0), dtype=np.float64)
 
-    x, y = ranks(features), ranks(np.broadcast_to(returns[:, None], features.shape))
+    x = ranks(features, both)
+    y = np.broadcast_to(ranks(returns, known)[:, None], features.shape).copy()
+    holes = ~(both == known[:, None]).all(axis=0)
+    y[:, holes] = ranks(np.broadcast_to(returns[:, None], features.shape)[:, holes], both[:, holes])
     norm = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    known = (norm > 0) & (both.sum(axis=0) >= max(least, 2))
-    return np.where(known, (x * y).sum(axis=0) / np.where(known, norm, 1), np.nan)
+    defined = (norm > 0) & (both.sum(axis=0) >= max(least, 2))
+    return np.where(defined, (x * y).sum(axis=0) / np.where(defined, norm, 1), np.nan)
