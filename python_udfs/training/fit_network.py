@@ -192,13 +192,24 @@ def fit_network(
             classes=len(classes),
             dropout=o.dropout,
         ).to(device)
-        history = _train(module, data, classes, fit_rows, check_rows, o, seed, device, teacher)
+        history = _train(
+            module,
+            data,
+            classes=classes,
+            fit_rows=fit_rows,
+            check_rows=check_rows,
+            o=o,
+            seed=seed,
+            device=device,
+            teacher=teacher,
+        )
         return Network(kind, module.cpu().eval(), classes, data.names, data.window, history)
 
 
 def _train(
     module: SequenceNetwork,
     data: Sequences,
+    *,
     classes: Sequence[int],
     fit_rows: Rows,
     check_rows: Rows,
@@ -289,7 +300,8 @@ def _scaled(returns: Floats, rows: Rows) -> npt.NDArray[np.float32]:
     """Returns [n] cut off at the 1 % and 99 % quantiles of `rows`, in their standard deviations."""
     low, high = np.quantile(returns[rows], [0.01, 0.99])
     clipped = np.clip(returns, low, high)
-    return ((clipped - clipped[rows].mean()) / (clipped[rows].std() or 1.0)).astype(np.float32)
+    scaled = (clipped - clipped[rows].mean()) / (clipped[rows].std() or 1.0)
+    return np.asarray(scaled, dtype=np.float32)
 
 
 def _hide_levels(x: torch.Tensor, levels: torch.Tensor, hidden: npt.NDArray[np.bool_]) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.shape_inference
 import onnx.utils
 import onnxruntime as ort
 from onnxruntime.quantization import (
@@ -79,7 +80,7 @@ def to_onnx(network: Network) -> bytes:
         torch.onnx.export(
             _Probabilities(network.module).eval(),
             (example,),
-            out,
+            out,  # type: ignore[arg-type]  # the older exporter writes into memory, too
             dynamo=False,
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -128,7 +129,7 @@ def parity(network: Network, model: bytes, windows: Windows) -> float:
 
 def to_fp16(model: bytes) -> bytes:
     """The same network with half floats inside, behind its normalisation."""
-    graph = onnx.load_from_string(model)
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model))
     (*_, last) = (node for node in graph.graph.node if "/normalise/" in node.name)
     parts = onnx.utils.Extractor(graph)
     before, after = (

@@ -172,7 +172,8 @@ class BookEncoder(nn.Module):
         self.whole = nn.Conv2d(width, hidden, (1, (self.levels + 1) // 2))
 
     def forward(self, z: Tensor) -> Tensor:
-        picture = z.index_select(2, self.index).unflatten(2, (4, self.levels)).transpose(1, 2)
+        levels = z.index_select(2, self.index).unflatten(2, (4, self.levels))  # type: ignore[no-untyped-call]
+        picture = levels.transpose(1, 2)
         y = nn.functional.leaky_relu(self.pairs(picture))
         y = nn.functional.leaky_relu(self.time(nn.functional.pad(y, (0, 0, 2, 0))))
         return nn.functional.leaky_relu(self.whole(y)).squeeze(3)

@@ -60,7 +60,7 @@ def gather(
     rows = last[:, None] + np.arange(1 - window, 1)
     out = inputs[np.maximum(rows, 0)]
     out[rows < first[last][:, None]] = np.nan
-    return out
+    return np.asarray(out, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

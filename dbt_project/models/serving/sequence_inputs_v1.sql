@@ -56,7 +56,8 @@ select
     if(length(books.{{ side }}_gaps) >= {{ i }}, books.{{ side }}_gaps[{{ i }}], null) as {{ side }}_gap_bps_{{ i }},
     {%- endfor %}
     {%- for i in levels %}
-    if(length(books.{{ side }}_sizes) >= {{ i }}, log1p(books.{{ side }}_sizes[{{ i }}] / books.mean_size), null) as {{ side }}_size_{{ i }},
+    if(length(books.{{ side }}_sizes) >= {{ i }}, log1p(books.{{ side }}_sizes[{{ i }}] / books.mean_size), null)
+        as {{ side }}_size_{{ i }},
     {%- endfor %}
     {%- endfor %}
     {%- for name in features %}
