@@ -221,3 +221,11 @@ def test_very_few_rows_have_what_they_define(n: int) -> None:
     assert (m.ic is None) == (n == 1)
     if n == 1:
         assert m.ic_low is None
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+    p = np.array([[0.5, 0.5], [0.6, 0.4]])
+    # apart: one too modest, one too sure; together they would hide each other
+    assert expected_calibration_error(p, np.array([0, 1], dtype=np.int8), [0, 1], bins=2) == pytest.approx(
+        0.55
+    )
