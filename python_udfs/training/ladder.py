@@ -1,6 +1,6 @@
 """The ladder: every model and tradition on the same folds, rows, costs and tests, in one comparison.
 
-References: D. Wolpert (1992), Stacked generalization; for the tests see `significance`, for money `backtest`.
+For the tests see `significance`, for money `backtest`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from python_udfs.scorer.card import Card, Column, Metrics, ModelType
@@ -41,6 +40,7 @@ from python_udfs.training.significance import (
     feature_tests,
 )
 from python_udfs.training.split import MIN_TRAIN_ROWS, Fold
+from python_udfs.training.stacking import fit_stack
 from python_udfs.training.traditions import Rule, Search, holding, random_search, single_features
 from python_udfs.training.train import (
     Market,
@@ -157,26 +157,22 @@ class Ladder:
 def stack(
     outs: Sequence[OutOfSample], data: Dataset, folds: list[Fold], classes: list[int], o: Options
 ) -> OutOfSample:
-    """Combines the models by what they said out of sample: a logistic regression of their log probabilities.
+    """Combines the models by what they said out of sample: see `stacking`.
 
     For a fold it is fitted on the test rows of the folds before it whose label was known in time; where those are
     too few, the models' mean stands in, in the first fold always.
     """
-    first = outs[0]
-    members = np.stack([out.probabilities for out in outs])  # [models, m, c]
-    x = np.concatenate(list(np.log(np.clip(members, 1e-6, 1))), axis=1)
+    first, base = outs[0], [out.probabilities for out in outs]
     labels, known_at = data.classes[first.row], data.known_at[first.row]
-    said, cut = members.mean(axis=0), np.mean([out.cut for out in outs], axis=0)
+    said, cut = np.mean(base, axis=0), np.mean([out.cut for out in outs], axis=0)
     for number, fold in enumerate(folds, 1):
         here = first.fold == number
         past = (first.fold < number) & (known_at + o.embargo_us <= data.as_of[fold.test[0]])
         if past.sum() < MIN_TRAIN_ROWS or len(np.unique(labels[past])) < len(classes):
             continue
-        centre, scale = x[past].mean(axis=0), x[past].std(axis=0)
-        z = (x - centre) / np.where(scale > 0, scale, 1)
-        fitted = LogisticRegression(C=0.1, max_iter=1000, random_state=o.seed).fit(z[past], labels[past])
-        said[here] = fitted.predict_proba(z[here])
-        cut[here] = strong(direction(fitted.predict_proba(z[past]), classes))
+        fitted = fit_stack([p[past] for p in base], labels[past], o.seed)
+        said[here] = fitted.probabilities([p[here] for p in base])
+        cut[here] = strong(direction(fitted.probabilities([p[past] for p in base]), classes))
     return OutOfSample(first.fold, first.row, said, first.prior, cut)
 
 
