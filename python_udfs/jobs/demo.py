@@ -118,7 +118,7 @@ def demo_command(
         step("ingest", "marketprism", "ingest", "files", str(data))
     since = datetime.now(UTC)
     steps.append(("build", lambda: _build(clock, since)))
-    step("train", "marketprism", "train")
+    step("train", "marketprism", "train", "--model", "logistic", "--model", "lightgbm")
     # `latest`: recorded data is scored as of its own end, or every row would be stale
     step("score", "marketprism", "score", "--model", "logistic", "--now", "latest")
     step("score", "marketprism", "score", "--model", "lightgbm", "--now", "latest")
