@@ -154,7 +154,7 @@ def clear(c: Client) -> None:
     """Anew, not truncated: a table remembers the tokens of what was inserted."""
     for table in TABLES:
         c.execute(f"drop table if exists {table} sync")
-        [path] = (REPOSITORY / "migrations" / "serving").glob(f"*_{table}.sql")
+        [path] = (REPOSITORY / "migrations" / "serving").glob(f"[0-9][0-9][0-9]_{table}.sql")
         c.execute(
             "\n".join(line for line in path.read_text().split("\n") if line[:2] != "--").replace(";", "")
         )
