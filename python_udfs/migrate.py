@@ -50,6 +50,11 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
     cluster = ClickhouseCluster(
         db_host=s.host, db_port=str(s.port), db_user=s.user, db_password=s.password, secure=s.secure
     )
+    kept: dict[Layer, tuple[int, tuple[str, ...]]] = {
+        "hot": (s.hot_ttl_days, tuple(COLUMNS)),
+        "cold": (s.cold_ttl_days, tuple(COLUMNS)),
+        "serving": (s.inputs_ttl_days, ("prediction_inputs",)),
+    }
     applied = {}
     with db.connect() as c:
         for layer, folders in FOLDERS.items():
@@ -58,9 +63,8 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
             try:
                 c.execute(f"create database if not exists {db.names([database])}")
                 applied[database] = _apply(cluster, database, files) if files else []
-                days = {"hot": s.hot_ttl_days, "cold": s.cold_ttl_days}.get(layer)
-                if days is not None:
-                    _set_ttl(c, database, days)
+                if layer in kept:
+                    _set_ttl(c, database, *kept[layer])
             except driver_errors.ServerException as e:
                 raise UserError(f"migrating {database}: ClickHouse refuses: {_first_line(e)}") from e
     return applied
@@ -130,14 +134,14 @@ def _apply(cluster: ClickhouseCluster, database: str, files: dict[int, tuple[Pat
             raise UserError(f"{files[failed][0]} fails in {database}: {_first_line(e)}") from e
 
 
-def _set_ttl(c: Client, database: str, days: int) -> None:
-    """Keeps raw rows `days` days after they were loaded; 0 for ever. Touches only tables that differ.
+def _set_ttl(c: Client, database: str, days: int, tables: tuple[str, ...]) -> None:
+    """Keeps rows `days` days after they were loaded; 0 for ever. Touches only tables that differ.
 
     A changed TTL makes ClickHouse rewrite the table's parts, so an unchanged one must not be set again.
     """
     expression = f"toDateTime(created_at) + toIntervalDay({days})" if days else None
     query = "select name, engine_full from system.tables where database = %(database)s and name in %(tables)s"
-    for table, engine in c.execute(query, {"database": database, "tables": tuple(COLUMNS)}):
+    for table, engine in c.execute(query, {"database": database, "tables": tables}):
         found = re.search(r"\bTTL (.+?)(?: SETTINGS |$)", engine)
         if (found[1] if found else None) != expression:
             change = f"modify TTL {expression}" if expression else "remove TTL"

@@ -7,11 +7,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Layer = Literal["hot", "cold", "features", "serving"]
+
+
+class Budget(BaseModel):
+    """What the stages of a prediction may take, in milliseconds; `total` leaves room for storing it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    read: float = Field(gt=0)
+    prepare: float = Field(gt=0)
+    run: float = Field(gt=0)
+    total: float = Field(gt=0)
 
 
 class Settings(BaseSettings):
@@ -34,6 +45,34 @@ class Settings(BaseSettings):
     )
     hot_ttl_days: int = Field(0, ge=0, description="days a hot raw row is kept after it was loaded")
     cold_ttl_days: int = Field(0, ge=0, description="days a cold raw row is kept after it was loaded")
+
+    inputs_ttl_days: int = Field(
+        30, ge=0, description="days the inputs of a prediction are kept for a replay"
+    )
+    confidence: float = Field(
+        0.6, ge=0, le=1, description="the signal is 0 where the likeliest class is less likely than this"
+    )
+    max_missing: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="a model is not served on a row that lacks more than this share of inputs",
+    )
+    window_max_gap_s: float = Field(
+        3600,
+        gt=0,
+        description="a longer silence between two buckets cuts a model's window: older rows are missing",
+    )
+    deployment_poll_s: float = Field(
+        2, ge=0, le=5, description="seconds between two looks at what is deployed while scoring"
+    )
+    # source 004: a baseline has 10 + 5 ms of 20, a student 20 + 20 ms of 50; the rest is for what follows
+    baseline_budget_ms: Budget = Field(
+        Budget(read=8, prepare=2, run=5, total=20), description="of a model that reads one row, as JSON"
+    )
+    network_budget_ms: Budget = Field(
+        Budget(read=14, prepare=6, run=20, total=50), description="of a network, as JSON"
+    )
 
     @field_validator("db_prefix")
     @classmethod

@@ -112,6 +112,9 @@ class Card(_Frozen):
     features: list[str]
     contract: list[Column]
     classes: list[int]  # the order of the output probabilities
+    confidence: float | None = Field(
+        default=None, ge=0, le=1
+    )  # least probability of a signal; None: the setting
     label: str
     label_return: str
     horizon: str

@@ -1,60 +1,78 @@
-"""Scores the latest bucket of each instrument with an exported model: `Scorer` for use in a program."""
+"""Scores the latest bucket of each instrument with what is deployed, or one model: `Scorer`, for programs."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 from uuid import UUID, uuid4
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
+from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
 from python_udfs import db
 from python_udfs.errors import UserError
-from python_udfs.scorer.card import INPUT, OUTPUT, check_contract, load_model
-from python_udfs.settings import settings
+from python_udfs.scorer.card import Card, check_contract, load_model
+from python_udfs.scorer.model import RUNTIME, Model
+from python_udfs.scorer.relation import Floats, Instrument, Relation, Row, block
+from python_udfs.settings import Budget, settings
 
-# bucket_id = anchor in unix seconds * this + sequence
-_IDS_PER_ANCHOR: Final = 100_000
-_RECENT_S: Final = 3600
-_LIST_AGE_S: Final = 60
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_KEY: Final = "exchange, market_type, symbol"
+__all__ = ["Deployed", "Deployments", "Instrument", "Prediction", "Role", "Scorer"]
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_STAGES: Final = ("read", "prepare", "run", "total")
+# Inputs that have not changed are not stored again so soon: their row must outlive the last prediction of them.
+_STORE_AGAIN_S: Final = 3600
 
 
-class Instrument(NamedTuple):
-    """What a bucket belongs to."""
+class Role(StrEnum):
+    """What a model is for. All score all instruments; one of them is served on each."""
 
-    exchange: str
-    market_type: str
-    symbol: str
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+    BASELINE = "baseline"
 
-    @classmethod
-    def parse(cls, text: str) -> Instrument:
-        """From `exchange:market_type:symbol`; the symbol may have colons of its own.
 
-        Raises:
-            UserError: there are not three parts.
-        """
-        parts = text.split(":", 2)
-        if len(parts) != 3 or not all(parts):
-            raise UserError(f"{text!r} is no instrument: write exchange:market_type:symbol")
-        return cls(*parts)
+class Deployed(Protocol):
+    """What is deployed (`deployment.Deployment`): references of models, written as name:version; None: there is none."""
 
-    def __str__(self) -> str:
-        return ":".join(self)
+    @property
+    def champion(self) -> Any: ...
+    @property
+    def challenger(self) -> Any: ...
+    @property
+    def baseline(self) -> Any: ...
+    @property
+    def share(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Deployments:
+    """Where deployments and models come from: the functions of `deployment`."""
+
+    current: Callable[[Client], Deployed]
+    load: Callable[[Any], tuple[Card, bytes]]
+    # (instrument, challenger, share in percent): is the challenger served on it?
+    served_by: Callable[[str, str, int], bool]
 
 
 class Prediction(NamedTuple):
-    """A row of `predictions`, named like its columns. Rows of one call share request id and latency parts."""
+    """A row of `predictions`, named like its columns. Rows of one call share the request id.
+
+    `unusable`: why this model must not be served here. `fallback`, on the served row of an instrument: "baseline" where
+    the baseline stands in for the model whose turn it was, "none" where nothing is fit to be served: then score and
+    signal are 0. `fallback_reason` says what was wrong with the model whose turn it was.
+    """
 
     request_id: UUID
     predicted_at: datetime
@@ -76,51 +94,96 @@ class Prediction(NamedTuple):
     prepare_us: int
     run_us: int
     total_us: int
+    role: str
+    served: bool
+    deployment: int
+    signal: int
+    confidence: float
+    fallback: str
+    unusable: str
+    fallback_reason: str
+    threshold: float
+    read_budget_us: int
+    prepare_budget_us: int
+    run_budget_us: int
+    total_budget_us: int
+    over_budget: list[str]
+    last_write_us: int
+    place: int
+    batch_size: int
+    runtime: str
+    threads: int
+
+    @property
+    def instrument(self) -> Instrument:
+        return Instrument(self.exchange, self.market_type, self.symbol)
 
 
-class _Row(NamedTuple):
-    bucket_id: int
-    bucket_ts_end: datetime
-    features: list[float]
+@dataclass(frozen=True)
+class _Serving:
+    """The models in use, the champion first, and the relations that they read, by table."""
+
+    models: dict[Role, Model]
+    relations: dict[str, Relation]
+    deployment: Deployed | None = None
+
+    @property
+    def sequence(self) -> int:
+        return self.deployment.sequence if self.deployment else 0
+
+
+class _Batch(NamedTuple):
+    """The inputs of one model run, and where they come from."""
+
+    rows: dict[Instrument, Row]  # the latest of each, in the order of the batch
+    inputs: Floats
+    hashes: list[str]
+    missing: list[int]
 
 
 class Scorer:
-    """A loaded model with a database connection. Not for use by several threads at once.
+    """Loaded models with a database connection. Not for use by several threads at once.
 
     Attributes:
-        card: the model's card.
+        problem: why the newest deployment is not the one in use; empty: it is.
     """
 
-    def __init__(self, folder: Path, *, max_age_s: float = 60.0, threads: int = 1) -> None:
-        """Loads the model and compares its card with the live contract.
+    def __init__(
+        self,
+        source: Path | Deployments,
+        *,
+        max_age_s: float = 60.0,
+        threads: int = 1,
+    ) -> None:
+        """Loads the models and compares their cards with the live contracts.
 
         Args:
-            folder: with model.onnx and card.json.
-            max_age_s: a row whose bucket ended longer ago is marked stale.
+            source: a folder with model.onnx and card.json, or what says which models are deployed.
+            max_age_s: a row whose bucket ended longer ago is stale: no model is served on it.
             threads: intra-op threads of the ONNX runtime; one is best for few rows.
 
         Raises:
             UserError: no model there, files that do not belong together, a card that does not fit the live
-                feature_vector, or no database.
+                relation, nothing deployed, or no database.
         """
-        self.card, onnx = load_model(folder)
+        self.problem = ""
+        self._serving = _Serving({}, {})
+        self._source = source
         self._max_age = timedelta(seconds=max_age_s)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self._session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        width = self._session.get_inputs()[0].shape[1]
-        if width != len(self.card.features):
-            raise UserError(
-                f"{folder}: the ONNX model takes {width} inputs, its card names {len(self.card.features)}"
-            )
-        self._weights = np.sign(np.array(self.card.classes, dtype=np.float32))
-        self._table = f"feature_vector_v{self.card.feature_vector_version}"
-        # the latest bucket seen of each instrument, so that the next read starts there
-        self._seen: dict[Instrument, int] = {}
-        self._known: tuple[int, list[Instrument]] | None = None
+        self._threads = threads
+        self._last_write_us = 0
+        self._stored: dict[str, int] = {}  # feature_hash -> when it was last stored
+        self._named: set[str] = set()  # model versions that scored_models knows
+        # seen to be good before the database is
+        loaded = load_model(source) if isinstance(source, Path) else None
         with ExitStack() as stack:
             self._c = stack.enter_context(db.connect(settings().database("features")))
-            check_contract(self._c, self.card)
+            if loaded is not None:
+                self._serving = self._set_up({Role.CHAMPION: Model(*loaded, threads=threads)})
+            else:
+                assert isinstance(source, Deployments)
+                self._serving = self._load(source.current(self._c))
+            self._looked = perf_counter_ns()
             self.close = stack.pop_all().close
 
     def __enter__(self) -> Self:
@@ -128,6 +191,11 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def card(self) -> Card:
+        """The champion's card."""
+        return self._serving.models[Role.CHAMPION].card
 
     def reconnect(self) -> None:
         """Drops the connection, after a network error; the next call makes a new one."""
@@ -140,69 +208,82 @@ class Scorer:
         as_of: datetime | None = None,
         write: bool = True,
     ) -> list[Prediction]:
-        """Scores the latest bucket of each instrument, in one model run.
+        """Scores the latest bucket of each instrument: one query per relation and one run per model.
 
         Args:
             instruments: which; None for every one that has a bucket.
             as_of: the time to score at, with a zone: buckets that end later are not seen, and ages count from
                 it. None: now.
-            write: also insert into `predictions`, in one insert.
+            write: also insert into `predictions`, in one insert, those of the models that are not served, too.
 
         Returns:
-            One prediction per instrument, in the order asked for (None: by name). Stale ones are marked.
+            The prediction that counts, one per instrument, in the order asked for (None: by name).
 
         Raises:
-            UserError: an instrument has no bucket (then nothing is written), there is none at all, or the
-                live feature_vector no longer fits the card.
+            UserError: an instrument has no bucket (then nothing is written), there is none at all, or a live
+                relation no longer fits its card.
         """
+        return [p for p in self.score_all(instruments, as_of=as_of, write=write) if p.served]
+
+    def score_all(
+        self,
+        instruments: Iterable[Instrument] | None = None,
+        *,
+        as_of: datetime | None = None,
+        write: bool = True,
+    ) -> list[Prediction]:
+        """As `score`, with the predictions of every model: instrument by instrument, the champion's first."""
         if as_of is not None and as_of.tzinfo is None:
             raise UserError(f"as_of {as_of} has no time zone: add one, such as +00:00")
-        started = perf_counter_ns()
+        self._look()
+        serving = self._serving
         wanted = self._instruments() if instruments is None else list(dict.fromkeys(instruments))
-        latest = self.read_latest(wanted, as_of) if wanted else {}
-        rows = {i: latest[i] for i in wanted if i in latest}
-        read = perf_counter_ns()
-        if not rows or (instruments is not None and len(rows) < len(wanted)):
-            raise self._unknown([i for i in wanted if i not in rows], self._instruments())
-        inputs = np.array([row.features for row in rows.values()], dtype=np.float32)
-        inputs[~np.isfinite(inputs)] = np.nan  # one kind of NaN: the hash must not tell them apart
-        missing = np.isnan(inputs).sum(axis=1).tolist()
-        hashes = [hashlib.sha256(row.tobytes()).hexdigest() for row in inputs]
-        prepared = perf_counter_ns()
-        probabilities = self.run(inputs)
-        scores = (probabilities @ self._weights).tolist()
-        done = perf_counter_ns()
-        parts = ((started, read), (read, prepared), (prepared, done), (started, done))
-        latency = [(end - begin) // 1000 for begin, end in parts]
+        rows: dict[str, dict[Instrument, list[Row]]] = {}
+        read_us: dict[str, int] = {}
+        for table, relation in serving.relations.items():
+            started = perf_counter_ns()
+            rows[table] = relation.read(wanted, as_of) if wanted else {}
+            read_us[table] = (perf_counter_ns() - started) // 1000
+        nowhere = [i for i in wanted if not any(i in found for found in rows.values())]
+        if len(nowhere) == len(wanted) or (instruments is not None and nowhere):
+            raise self._unknown(nowhere, self._instruments())
         request, now = uuid4(), as_of or datetime.now(UTC)
-        predictions = [
-            Prediction(
-                request,
-                now,
-                *instrument,
-                row.bucket_id,
-                row.bucket_ts_end,
-                self.card.name,
-                self.card.version,
-                self.card.feature_vector_version,
-                hashes[i],
-                missing[i],
-                now - row.bucket_ts_end > self._max_age,
-                (now - row.bucket_ts_end) // timedelta(milliseconds=1),
-                probabilities[i].tolist(),
-                scores[i],
-                *latency,
+        batches: dict[tuple[str, int, tuple[str, ...]], _Batch] = {}
+        found: dict[Role, dict[Instrument, Prediction]] = {}
+        for role, model in serving.models.items():
+            relation = serving.relations[model.card.table]
+            started = perf_counter_ns()
+            # a challenger mostly reads what the champion reads
+            inputs_of = (relation.table, model.card.window, tuple(model.card.features))
+            if inputs_of not in batches:
+                batches[inputs_of] = _prepare(model.card, relation, rows[relation.table], wanted)
+            batch = batches[inputs_of]
+            if not batch.rows:
+                continue
+            prepare_us = (perf_counter_ns() - started) // 1000
+            found[role] = self._predict(
+                request, now, role, batch, read_us=read_us[relation.table], prepare_us=prepare_us
             )
-            for i, (instrument, row) in enumerate(rows.items())
+        predictions = [
+            p
+            for instrument in wanted
+            for p in self._serve(
+                instrument, {role: of[instrument] for role, of in found.items() if instrument in of}
+            )
         ]
         if write:
-            self._write(predictions)
+            self._write(predictions, batches.values())
         return predictions
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The model alone: inputs of shape (n, features) in the card's order to probabilities (n, classes)."""
-        probabilities: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: inputs})[0]
-        return probabilities
+    def run(self, inputs: Floats) -> Floats:
+        """The champion alone: inputs in its card's order, see `Model.run`, to probabilities (n, classes)."""
+        return self._serving.models[Role.CHAMPION].run(inputs)
+
+    def read_latest(
+        self, wanted: list[Instrument], as_of: datetime | None = None
+    ) -> dict[Instrument, list[Row]]:
+        """What the champion reads, see `Relation.read`."""
+        return self._serving.relations[self.card.table].read(wanted, as_of)
 
     def newest(self) -> datetime:
         """The end of the newest bucket of any instrument: the present of recorded data.
@@ -210,98 +291,262 @@ class Scorer:
         Raises:
             UserError: there is no bucket.
         """
-        [(n, end)] = self._execute(
-            f"select count(), max(bucket_ts_end) from {self._table} "
-            f"where bucket_ts_start >= (select max(bucket_ts_start) from {self._table}) - toIntervalDay(1)"
-        )
-        if not n:
+        ends = [end for relation in self._serving.relations.values() if (end := relation.newest())]
+        if not ends:
             raise self._unknown([], [])
-        return end  # type: ignore[no-any-return]
+        return max(ends)
 
-    def _instruments(self) -> list[Instrument]:
-        """Every instrument that has a bucket, by name; read again when the list is older than a minute."""
-        if self._known is None or perf_counter_ns() - self._known[0] > _LIST_AGE_S * 1e9:
-            found = self._execute(f"select distinct {_KEY} from {self._table} order by {_KEY}")
-            self._known = perf_counter_ns(), [Instrument(*key) for key in found]
-        return self._known[1]
-
-    def read_latest(self, wanted: list[Instrument], as_of: datetime | None = None) -> dict[Instrument, _Row]:
-        """The last row of each instrument that has one.
-
-        Where each was seen before this is one query, which starts at the buckets seen. Those that fell behind
-        are read apart: the others would all be read from as far back. What was not seen before is looked up,
-        first in the last hour of data, then in all of it; so is everything at an as_of.
-        """
-        found: dict[Instrument, _Row] = {}
-        seen = {i: self._seen[i] for i in wanted if i in self._seen} if as_of is None else {}
-        edge = max(seen.values(), default=0) - _RECENT_S * _IDS_PER_ANCHOR
-        for group in ([i for i in seen if seen[i] >= edge], [i for i in seen if seen[i] < edge]):
-            if group:
-                first = min(seen[i] for i in group)
-                found |= self._read(
-                    group,
-                    # the second condition says nothing new: it lets ClickHouse skip whole days
-                    "bucket_id >= %(first)s and bucket_ts_start >= toDateTime64(%(anchor)s, 6, 'UTC')",
-                    {"first": first, "anchor": first // _IDS_PER_ANCHOR},
-                )
-        until = "bucket_ts_end <= fromUnixTimestamp64Micro(%(as_of)s, 'UTC')" if as_of else "true"
-        newest = f"(select max(bucket_ts_start) from {self._table})"
-        if as_of:
-            newest = f"least({newest}, fromUnixTimestamp64Micro(%(as_of)s, 'UTC'))"
-        for window in (f"bucket_ts_start >= {newest} - toIntervalSecond({_RECENT_S})", "true"):
-            rest = [i for i in wanted if i not in found]
-            if rest:
-                found |= self._read(
-                    rest,
-                    # the ids first, without the other columns of all those rows
-                    f"({_KEY}, bucket_id) in (select {_KEY}, max(bucket_id) from {self._table} "
-                    f"where ({_KEY}) in %(instruments)s and {window} and {until} "
-                    f"group by {_KEY}) and {window}",
-                    {"as_of": as_of and (as_of - _EPOCH) // timedelta(microseconds=1)},
-                )
-        if as_of is None:
-            self._seen |= {i: row.bucket_id for i, row in found.items()}
+    def _predict(
+        self,
+        request: UUID,
+        now: datetime,
+        role: Role,
+        batch: _Batch,
+        *,
+        read_us: int,
+        prepare_us: int,
+    ) -> dict[Instrument, Prediction]:
+        """What one model says of its batch; nothing is served yet."""
+        model = self._serving.models[role]
+        started = perf_counter_ns()
+        probabilities = model.run(batch.inputs)
+        scores = model.scores(probabilities).tolist()
+        threshold = model.threshold
+        signals, confidence = model.signals(probabilities, threshold)
+        run_us = (perf_counter_ns() - started) // 1000
+        total_us = read_us + prepare_us + run_us
+        used = (read_us, prepare_us, run_us, total_us)
+        budget = _budget(model.card)
+        over = [stage for stage, us, may in zip(_STAGES, used, budget, strict=True) if us > may]
+        most_missing = settings().max_missing * batch.inputs[0].size
+        finite = np.isfinite(probabilities.sum(axis=1)).tolist()
+        found = {}
+        for place, (instrument, row) in enumerate(batch.rows.items()):
+            age = now - row.bucket_ts_end
+            unusable = _unusable(
+                stale=age > self._max_age,
+                missing=batch.missing[place] > most_missing,
+                number=finite[place],
+            )
+            found[instrument] = Prediction(
+                request_id=request,
+                predicted_at=now,
+                exchange=instrument.exchange,
+                market_type=instrument.market_type,
+                symbol=instrument.symbol,
+                bucket_id=row.bucket_id,
+                bucket_ts_end=row.bucket_ts_end,
+                model_name=model.card.name,
+                model_version=model.card.version,
+                feature_vector_version=model.card.feature_vector_version,
+                feature_hash=batch.hashes[place],
+                missing_features=batch.missing[place],
+                stale=age > self._max_age,
+                age_ms=age // _MILLISECOND,
+                probabilities=probabilities[place].tolist(),
+                score=0.0 if unusable else scores[place],
+                read_us=read_us,
+                prepare_us=prepare_us,
+                run_us=run_us,
+                total_us=total_us,
+                role=role.value,
+                served=False,
+                deployment=self._serving.sequence,
+                signal=0 if unusable else int(signals[place]),
+                confidence=float(confidence[place]),
+                fallback="",
+                unusable=unusable,
+                fallback_reason="",
+                threshold=threshold,
+                read_budget_us=budget[0],
+                prepare_budget_us=budget[1],
+                run_budget_us=budget[2],
+                total_budget_us=budget[3],
+                over_budget=over,
+                last_write_us=self._last_write_us,
+                place=place,
+                batch_size=len(batch.rows),
+                runtime=RUNTIME,
+                threads=model.threads,
+            )
         return found
 
-    def _read(
-        self, instruments: list[Instrument], condition: str, parameters: dict[str, Any]
-    ) -> dict[Instrument, _Row]:
-        """The last row of each of these instruments among those that meet the condition."""
-        inputs = ", ".join(f"toFloat32(ifNull({db.names([name])}, nan))" for name in self.card.features)
-        found = self._execute(
-            f"select {_KEY}, bucket_id, bucket_ts_end, [{inputs}] from {self._table} "
-            f"where ({_KEY}) in %(instruments)s and {condition} order by bucket_id desc limit 1 by {_KEY}",
-            {"instruments": [tuple(i) for i in instruments], **parameters},
-        )
-        return {Instrument(*row[:3]): _Row(*row[3:]) for row in found}
+    def _serve(self, instrument: Instrument, found: dict[Role, Prediction]) -> list[Prediction]:
+        """The predictions of one instrument, with the one marked that counts."""
+        if not found:
+            return []
+        deployed, turn = self._serving.deployment, Role.CHAMPION
+        if deployed and Role.CHALLENGER in self._serving.models:
+            assert isinstance(self._source, Deployments)
+            if self._source.served_by(str(instrument), str(deployed.challenger), deployed.share):
+                turn = Role.CHALLENGER
+        reason = found[turn].unusable if turn in found else "no row"
+        baseline = found.get(Role.BASELINE)
+        changes: dict[str, Any] = {"served": True}
+        if not reason:
+            served = turn
+        elif baseline and not baseline.unusable:
+            served = Role.BASELINE
+            changes |= {"fallback": "baseline", "fallback_reason": reason}
+        else:
+            served = turn if turn in found else next(iter(found))
+            changes |= {"fallback": "none", "fallback_reason": reason, "score": 0.0, "signal": 0}
+        return [p._replace(**changes) if role == served else p for role, p in found.items()]
+
+    def _instruments(self) -> list[Instrument]:
+        """Every instrument that has a bucket in any relation, by name."""
+        relations = self._serving.relations.values()
+        return sorted({i for relation in relations for i in relation.instruments()})
+
+    def _look(self) -> None:
+        """Changes to a new deployment, at most every few seconds. One that cannot be loaded leaves the last in use."""
+        if not isinstance(self._source, Deployments):
+            return
+        if perf_counter_ns() - self._looked < settings().deployment_poll_s * 1e9:
+            return
+        self._looked = perf_counter_ns()
+        try:
+            deployed = self._source.current(self._c)
+            if deployed.sequence != self._serving.sequence:
+                self._serving = self._load(deployed)
+            self.problem = ""
+        except UserError as e:
+            self.problem = f"deployment {self._serving.sequence} stays in use: {e}"
+
+    def _load(self, deployed: Deployed) -> _Serving:
+        """The models of a deployment; those that are in use already are not loaded again."""
+        assert isinstance(self._source, Deployments)
+        if deployed.champion is None:
+            raise UserError("no model is deployed: run `marketprism models promote NAME`")
+        in_use = {(m.card.name, m.card.version): m for m in self._serving.models.values()}
+        models: dict[Role, Model] = {}
+        for role in Role:
+            reference = getattr(deployed, role)
+            # a model that plays a part already need not play another
+            if reference is not None and reference not in [getattr(deployed, other) for other in models]:
+                card, onnx = self._source.load(reference)
+                models[role] = in_use.get((card.name, card.version)) or Model(
+                    card, onnx, threads=self._threads
+                )
+        return self._set_up(models, deployed)
+
+    def _set_up(self, models: dict[Role, Model], deployed: Deployed | None = None) -> _Serving:
+        """Checks the contracts and lays down what is read from each relation."""
+        cards = [model.card for model in models.values()]
+        for card in cards:
+            check_contract(self._c, card)
+        relations = {}
+        for table in dict.fromkeys(card.table for card in cards):
+            of = [card for card in cards if card.table == table]
+            features = list(dict.fromkeys(name for card in of for name in card.features))
+            window = max(card.window for card in of)
+            known = self._serving.relations.get(table)
+            same = known and (known.features, known.window) == (features, window)
+            relations[table] = known if known and same else Relation(self._execute, table, features, window)
+        return _Serving(models, relations, deployed)
 
     def _execute(self, query: str, parameters: dict[str, Any] | None = None) -> list[Any]:
         try:
             return self._c.execute(query, parameters)  # type: ignore[no-any-return]
         except driver_errors.ServerException as e:
             # most likely the table was rebuilt in another shape meanwhile: that has a better message
-            check_contract(self._c, self.card)
-            raise UserError(f"ClickHouse refuses to read {self._table}: {_message(e)}") from e
+            for model in self._serving.models.values():
+                check_contract(self._c, model.card)
+            tables = ", ".join(self._serving.relations)
+            raise UserError(f"ClickHouse refuses to read {tables}: {_message(e)}") from e
 
-    def _write(self, predictions: list[Prediction]) -> None:
-        table = f"{db.names([settings().database('serving')])}.predictions"
+    def _write(self, predictions: list[Prediction], batches: Iterable[_Batch]) -> None:
+        """One insert of the predictions, after one of those inputs that are new.
+
+        Two tables, so two inserts: inputs are shared by models and by calls on the same bucket, and would be most
+        of what is written if they stood in each prediction. Inputs first: what stops in between leaves inputs that
+        nothing names, never a prediction that cannot be replayed.
+        """
+        started = perf_counter_ns()
+        models = self._serving.models.values()
+        names = [_names(m.card) for m in models if m.card.version not in self._named]
+        hours_ago = started - _STORE_AGAIN_S * 10**9
+        fresh = {h: at for h, at in self._stored.items() if at > hours_ago}
+        new = {
+            hashed: batch.inputs[place]
+            for batch in batches
+            for place, hashed in enumerate(batch.hashes)
+            if hashed not in fresh
+        }
+        self._insert("scored_models", list(names[0]) if names else [], [tuple(n.values()) for n in names])
+        inputs = [(hashed, values.ravel().tolist()) for hashed, values in new.items()]
+        self._insert("prediction_inputs", ["feature_hash", "inputs"], inputs)
+        self._insert("predictions", Prediction._fields, predictions)
+        done = perf_counter_ns()
+        # what no model reads now will hardly be read again
+        self._stored = {p.feature_hash: fresh.get(p.feature_hash, started) for p in predictions}
+        self._named |= {m.card.version for m in models}
+        self._last_write_us = (done - started) // 1000
+
+    def _insert(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        if not rows:
+            return
+        table = f"{db.names([settings().database('serving')])}.{name}"
         try:
-            self._c.execute(f"insert into {table} ({', '.join(Prediction._fields)}) values", predictions)
+            self._c.execute(f"insert into {table} ({', '.join(columns)}) values", rows)
         except driver_errors.ServerException as e:
             raise UserError(f"cannot write to {table}: {_message(e)}. Did you run `make migrate`?") from e
 
     def _unknown(self, unknown: list[Instrument], known: list[Instrument]) -> UserError:
         if not known:
-            return UserError(
-                f"{settings().database('features')}.{self._table} has no bucket: "
-                "ingest data, then run `make build`"
-            )
+            tables = " and ".join(f"{settings().database('features')}.{t}" for t in self._serving.relations)
+            return UserError(f"{tables} has no bucket: ingest data, then run `make build`")
         names = [str(i) for i in known]
         near = [n for i in unknown for n in difflib.get_close_matches(str(i), names, n=2, cutoff=0.6)]
         hint = (
             f"did you mean {', '.join(dict.fromkeys(near))}?" if near else f"there is {', '.join(names[:8])}"
         )
         return UserError(f"no bucket of {', '.join(map(str, unknown))} at that time: {hint}")
+
+
+def _prepare(
+    card: Card, relation: Relation, rows: Mapping[Instrument, list[Row]], wanted: Sequence[Instrument]
+) -> _Batch:
+    """What the model gets: (n, features), or (n, window, features) where it reads a window, in the card's order."""
+    of = {i: rows[i] for i in wanted if i in rows}
+    inputs = block(list(of.values()), card.window, len(relation.features), settings().window_max_gap_s)
+    if card.features != relation.features:
+        inputs = np.ascontiguousarray(inputs[:, :, [relation.features.index(name) for name in card.features]])
+    if card.window == 1:
+        inputs = inputs[:, 0]
+    return _Batch(
+        rows={i: last[-1] for i, last in of.items()},
+        inputs=inputs,
+        hashes=[hashlib.sha256(row.tobytes()).hexdigest() for row in inputs],
+        missing=np.isnan(inputs).sum(axis=tuple(range(1, inputs.ndim))).tolist(),
+    )
+
+
+def _unusable(*, stale: bool, missing: bool, number: bool) -> str:
+    """Why a model must not be served on a row; empty: it may."""
+    reasons = {"stale": stale, "missing": missing, "not a number": not number}
+    return ", ".join(reason for reason, is_so in reasons.items() if is_so)
+
+
+def _budget(card: Card) -> list[int]:
+    """Microseconds per stage."""
+    s = settings()
+    budget: Budget = s.network_budget_ms if card.type.is_network else s.baseline_budget_ms
+    return [round(getattr(budget, stage) * 1000) for stage in _STAGES]
+
+
+def _names(card: Card) -> dict[str, Any]:
+    """The row of `scored_models`."""
+    return {
+        "model_version": card.version,
+        "model_name": card.name,
+        "model_type": card.type.value,
+        "relation": card.table,
+        "rows_read": card.window,
+        "max_gap_s": settings().window_max_gap_s,
+        "features": card.features,
+        "classes": card.classes,
+    }
 
 
 def _message(e: driver_errors.ServerException) -> str:

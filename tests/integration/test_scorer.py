@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from python_udfs import db
 from python_udfs.errors import UserError
-from python_udfs.scorer import scorer as scorer_module
+from python_udfs.scorer import relation as relation_module
 from python_udfs.scorer.card import INPUT, OUTPUT, Card, Column, ModelType, load_model
 from python_udfs.scorer.cli import score_command
 from python_udfs.scorer.scorer import Instrument, Prediction, Scorer
@@ -27,53 +27,9 @@ from python_udfs.settings import REPOSITORY, Settings, settings
 from python_udfs.training.cli import train_command
 from python_udfs.training.dataset import Dataset, Label, read_dataset
 from python_udfs.training.train import train
+from tests.scoring import CONTRACT, NOON, ODD, ONE, TWO, bucket, create, insert, written
 
 Environment = Callable[..., AbstractContextManager[None]]
-KEYS = (
-    "exchange LowCardinality(String), market_type LowCardinality(String), symbol LowCardinality(String), "
-    "bucket_id UInt64, bucket_ts_start DateTime64(6, 'UTC'), bucket_ts_end DateTime64(6, 'UTC')"
-)
-CONTRACT = [
-    Column(name="flow", type="Float64"),
-    Column(name="spread", type="Nullable(Float64)"),
-    Column(name="trades", type="UInt32"),
-]
-NOON = datetime(2024, 8, 8, 12, tzinfo=UTC)
-ONE = Instrument("x", "spot", "ONE")
-TWO = Instrument("x", "linear", "TWO")
-ODD = Instrument("o'x", "spot", "BTC/USD'T:\\`%s")
-
-
-def create(columns: Sequence[Column] = CONTRACT, table: str = "feature_vector_v1", more: str = "") -> None:
-    """The table as dbt makes it, with these features, in the database of the current prefix."""
-    names = ", ".join(f"`{column.name}` {column.type}" for column in columns)
-    with db.connect(settings().database("features")) as c:
-        c.execute(f"drop table if exists {table} sync")
-        c.execute(
-            f"create table {table} ({KEYS}, {names}{more}) engine = MergeTree "
-            "partition by toYYYYMMDD(bucket_ts_start) order by (exchange, market_type, symbol, bucket_id) "
-            "settings index_granularity = 256"
-        )
-
-
-def bucket(
-    instrument: Instrument, end: datetime, flow: float = 0.0, spread: float | None = 1.0, trades: int = 5
-) -> tuple[Any, ...]:
-    """A bucket of 2 s. Its sequence in the hour counts such buckets."""
-    start = end - timedelta(seconds=2)
-    hour = start.replace(minute=0, second=0, microsecond=0)
-    bucket_id = int(hour.timestamp()) * 100_000 + int((start - hour).total_seconds()) // 2
-    return (*instrument, bucket_id, start, end, flow, spread, trades)
-
-
-def insert(*buckets: tuple[Any, ...]) -> None:
-    with db.connect(settings().database("features")) as c:
-        c.execute("insert into feature_vector_v1 values", buckets)
-
-
-def written() -> list[dict[str, Any]]:
-    with db.connect(settings().database("serving")) as c:
-        return db.rows(c, "select * except (created_at) from predictions order by predicted_at, symbol")
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +82,14 @@ def flows(scorer: Scorer, predictions: Sequence[Prediction]) -> list[float]:
     return [by_hash[p.feature_hash] for p in predictions]
 
 
-def test_one_instrument_by_hand(scorer: Scorer, model: Path) -> None:
+def test_one_instrument_by_hand(scorer: Scorer, model: Path, environment: Environment) -> None:
     insert(
         bucket(ONE, NOON, 1.5, None, 7),
         bucket(ONE, NOON - timedelta(seconds=2), -9.0),
         bucket(TWO, NOON, 4.0),
     )
-    [p] = scorer.score([ONE], as_of=NOON + timedelta(milliseconds=1500))
+    with environment(max_missing="0.34"):
+        [p] = scorer.score([ONE], as_of=NOON + timedelta(milliseconds=1500))
     inputs = np.array([[1.5, np.nan, 7]], dtype=np.float32)
     card, onnx = load_model(model)
     expected = ort.InferenceSession(onnx).run([OUTPUT], {INPUT: inputs})[0][0]
@@ -181,7 +138,7 @@ def test_no_instrument_named_means_all_by_name(scorer: Scorer, monkeypatch: pyte
     assert [Instrument(*p[2:5]) for p in scorer.score()] == sorted([ONE, TWO, ODD])
     new = Instrument("y", "spot", "NEW")
     insert(bucket(new, NOON))
-    monkeypatch.setattr(scorer_module, "_LIST_AGE_S", 0)
+    monkeypatch.setattr(relation_module, "_LIST_AGE_S", 0)
     assert [Instrument(*p[2:5]) for p in scorer.score()] == sorted([ONE, TWO, ODD, new])
 
 
@@ -207,7 +164,12 @@ def test_what_was_seen_before_is_read_in_one_query(scorer: Scorer, monkeypatch: 
     monkeypatch.setattr(scorer._c, "execute", listening)
     insert(bucket(many[2], NOON + timedelta(seconds=2), 3))
     assert flows(scorer, scorer.score(many)) == [0, 0, 3, 0, 0]
-    assert [query.split()[0] for query in asked] == ["select", "insert"]
+    # one insert per table: a new input, and the predictions
+    assert [query.split("(")[0].split()[0] for query in asked] == ["select", "insert", "insert"]
+    assert ["prediction_inputs" in query for query in asked] == [False, True, False]
+    asked.clear()
+    scorer.score(many)
+    assert [query.split()[0] for query in asked] == ["select", "insert"], "nothing new was read"
 
 
 def test_an_instrument_that_fell_behind_by_days_is_found_cold_and_warm(scorer: Scorer) -> None:
