@@ -81,7 +81,7 @@ def bench_command(
         typer.Option(
             help="assembly: the same where Feast takes part, whose work grows with the square.", min=0
         ),
-    ] = 20_000,
+    ] = 10_000,
     peers: Annotated[
         bool,
         typer.Option(help="Compare with Feast and DuckDB, in .venv-bench (made on first use: 70 packages)."),
