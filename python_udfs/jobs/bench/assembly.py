@@ -129,7 +129,7 @@ class Question:
         """The same rows as tables of the features database: bench_entities and bench_features."""
         keys = ", ".join(f"{k} LowCardinality(String)" for k in _KEYS)
         features = {name: self.features[:, i].copy() for i, name in enumerate(self.names)}
-        tables = {
+        tables: dict[str, tuple[str, str, Micros, dict[str, npt.NDArray[Any]]]] = {
             "bench_entities": (
                 f"row UInt64, {keys}, as_of DateTime64(6, 'UTC'), label Int8",
                 "as_of",
@@ -330,10 +330,10 @@ def aims(measured: dict[int, list[Measured]], feast_rows: int, rows: int) -> Ite
         return next((m for m in measured.get(size, []) if m.engine.startswith(engine)), None)
 
     def numpy(m: Measured | None) -> float | None:
-        return m and m.numpy
+        return m.numpy if m else None
 
     def table(m: Measured | None) -> float | None:
-        return m and m.table
+        return m.table if m else None
 
     us, feast = of(feast_rows, _OURS), of(feast_rows, "feast")
     yield Aim("assembly against Feast, to numpy", 5, "x", ratio(numpy(us), numpy(feast)), at_least=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import yaml
@@ -38,6 +38,8 @@ from python_udfs.scorer.card import (
 )
 from python_udfs.scorer.scorer import Instrument, Scorer
 from python_udfs.settings import REPOSITORY, settings
+
+Source = Literal["feature_vector", "sequence_inputs"]
 
 BATCHES: Final = (1, 16, 64)
 _BUCKET_S: Final = 10
@@ -107,7 +109,7 @@ def contract(model: str, version: int) -> list[Column]:
 
 
 def write_model(
-    folder: Path, onnx: bytes, kind: ModelType, *, source: str, window: int, columns: list[Column]
+    folder: Path, onnx: bytes, kind: ModelType, *, source: Source, window: int, columns: list[Column]
 ) -> None:
     """A model folder whose card says of its quality nothing."""
     now = datetime.now(UTC)
@@ -121,7 +123,7 @@ def write_model(
         type=kind,
         version=digest[:12],
         onnx_sha256=digest,
-        source=source,  # type: ignore[arg-type]
+        source=source,
         feature_vector_version=1,
         window=window,
         features=[c.name for c in columns],
