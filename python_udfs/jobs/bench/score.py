@@ -299,7 +299,7 @@ def score(console: Console, calls: int, peers: Path | None) -> Iterator[Table | 
     yield table
     yield from remarks
     yield (
-        "End to end: read, score, store. Every read finds a new bucket of each instrument. Feast: get_online_features "
+        "End to end: read, score, store. Each of ours finds a new bucket of every instrument. Feast: get_online_features "
         "of as many features from SQLite on the same disk, its registry cached; of one row, since it keeps no windows."
     )
     yield from aims
