@@ -41,9 +41,9 @@ def _sizes(text: str) -> list[float]:
 
 
 def _peers(allowed: bool) -> Path | None:
-    """The interpreter with the peers; without one it says why, and ours is measured alone."""
+    """The interpreter with the peers; without one it says why, and the rest is measured."""
     if not allowed:
-        console.print("--no-peers: ours alone")
+        console.print("--no-peers: without Feast and DuckDB")
         return None
     try:
         return peers_python(console)
