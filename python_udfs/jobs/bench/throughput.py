@@ -1,21 +1,16 @@
-"""`make bench`: throughput and latency on generated data, each beside a bound or a peer measured in the same run."""
+"""Ingest, the clock, the full build and each topic on generated markets, beside a scan of the same trades."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -24,10 +19,6 @@ from python_udfs.errors import UserError
 from python_udfs.jobs.demo import GENERATED_CLOCK
 from python_udfs.settings import REPOSITORY, settings
 
-if TYPE_CHECKING:
-    from python_udfs.scorer.scorer import Instrument, Scorer
-
-console = Console()
 CLOCK = "stg_trades stg_watermarks stg_orderbooks bucket_config bucket_tapes"
 
 
@@ -41,18 +32,6 @@ class Size:
     clock_s: list[float] = field(default_factory=list)
     scan_s: list[float] = field(default_factory=list)
     build_s: list[float] = field(default_factory=list)
-
-
-def _marketprism(*words: str) -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "marketprism"), *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"marketprism {' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
 def _dbt(*words: str) -> float:
@@ -229,106 +208,19 @@ def _families() -> Iterator[Table | str]:
             yield f"{topic} costs {s / scan:.0f} scans: {REASONS.get(topic, 'no reason is known')}"
 
 
-def _percentiles(action: Callable[[], object], runs: int) -> tuple[float, float]:
-    """p50 and p99 in milliseconds, after a warm-up."""
-    for _ in range(10):
-        action()
-    times = np.empty(runs)
-    for i in range(runs):
-        began = time.perf_counter()
-        action()
-        times[i] = time.perf_counter() - began
-    p50, p99 = np.percentile(times * 1000, [50, 99])
-    return float(p50), float(p99)
-
-
-def _score_path(scorer: Scorer, some: list[Instrument], calls: int) -> list[tuple[str, tuple[float, float]]]:
-    n = len(some)
-    inputs = np.zeros((n, len(scorer.card.features)), dtype=np.float32)
-    return [
-        (f"read the latest row of {n}", _percentiles(lambda: scorer.read_latest(some), calls)),
-        (f"ONNX run of {n}", _percentiles(lambda: scorer.run(inputs), calls)),
-        (f"read and score {n}", _percentiles(lambda: scorer.score(some, write=False), calls)),
-        (f"read, score and store {n}", _percentiles(lambda: scorer.score(some), calls)),
-    ]
-
-
-def _latency(calls: int) -> Table:
-    """The score path on the rows of the last size, for 1 and 50 instruments, beside SELECT 1 on the same connection."""
-    from python_udfs.scorer.scorer import Instrument, Scorer
-
-    models = settings().data_dir / "models" / "bench"
-    _marketprism("train", "--model", "logistic", "--name", "bench")
-    with db.connect(settings().database("features")) as c:
-        # fifty instruments: copies of the newest hour under other names
-        columns = [
-            r[0]
-            for r in c.execute(
-                "select name from system.columns where database = currentDatabase() "
-                "and table = 'feature_vector_v1'"
-            )
-        ]
-        values = ", ".join(
-            "concat(symbol, '-', toString(copy))" if n == "symbol" else f"`{n}`" for n in columns
-        )
-        c.execute(
-            f"insert into feature_vector_v1 ({', '.join(columns)}) select {values} from feature_vector_v1 "
-            "array join range(1, 8) as copy "
-            "where bucket_ts_start > (select max(bucket_ts_start) from feature_vector_v1) - toIntervalHour(1)"
-        )
-        every = [
-            Instrument(*key)
-            for key in c.execute(
-                "select distinct exchange, market_type, symbol from feature_vector_v1 order by 1, 2, 3"
-            )
-        ]
-        table = Table(title=f"score path, {calls} calls each, ms")
-        for name in ("what", "p50", "p99", "p50 / SELECT 1"):
-            table.add_column(name, justify="right")
-        bound = _percentiles(lambda: c.execute("select 1"), calls)
-    rows = [("SELECT 1", bound)]
-    with Scorer(models) as scorer:
-        for n in (1, 50):
-            rows += _score_path(scorer, every[:n], calls)
-    for what, (p50, p99) in rows:
-        table.add_row(what, f"{p50:.2f}", f"{p99:.2f}", f"{p50 / bound[0]:.1f}")
-    return table
-
-
-def bench_command(
-    millions: Annotated[
-        str, typer.Option(help="Sizes of the generated market, in millions of trades; none: families only.")
-    ] = "1,5,20",
-    runs: Annotated[int, typer.Option(help="Runs per size; the median is printed.", min=1)] = 3,
-    calls: Annotated[int, typer.Option(help="Calls per latency.", min=20)] = 500,
-) -> None:
-    """Measure ingest, the clock, the full build, the score path and each family.
-
-    In databases of its own, dropped at the end.
-    """
-    if settings().db_prefix != "bench_":
-        os.environ["MARKETPRISM_DB_PREFIX"] = "bench_"
-        settings.cache_clear()
-    from python_udfs.migrate import drop_all
-
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
-    )
-    with db.connect() as c:
-        console.print(f"ClickHouse {c.execute('select version()')[0][0]}")
+def throughput(console: Console, millions: Sequence[float], runs: int) -> Iterator[Table | str]:
+    """One table after each size of market, in millions of trades, and one of all at the end."""
     sizes = []
-    try:
-        for m in (float(x) for x in millions.split(",") if x):
-            with console.status(f"{m:g} M trades"):
-                sizes.append(_size(m, runs))
-            console.print(_throughput(sizes[-1:]))
-        if sizes:
-            console.print(_throughput(sizes))
-            console.print(_latency(calls))
-        with console.status("families"):
-            for shown in _families():
-                console.print(shown, soft_wrap=True)
-            console.print(_footprint(calls))
-    finally:
-        drop_all()
+    for m in millions:
+        with console.status(f"throughput: {m:g} M trades"):
+            sizes.append(_size(m, runs))
+        yield _throughput(sizes[-1:])
+    if len(sizes) > 1:
+        yield _throughput(sizes)
+
+
+def topics(console: Console, calls: int) -> Iterator[Table | str]:
+    """What each topic costs, and the latency of footprint's candidates and levels on what was built for it."""
+    with console.status("topics"):
+        yield from _families()
+        yield _footprint(calls)
