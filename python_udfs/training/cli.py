@@ -167,9 +167,10 @@ def _comparison(ladder: Ladder) -> Table:
 
     table = Table(
         title=title(ladder),
-        caption="rank IC with its 95 % block-bootstrap interval; IC: Pearson. Loss / prior: log loss over that of the "
-        "training rows' class shares. Each rule trades its strongest fifth until the label's end; Sharpe, yearly, and "
-        "drawdown after fees and half the spread. Capacity: of one trade, in quote currency. Latency: ORT, batch 1",
+        caption="rank IC with its 95 % block-bootstrap interval, and the folds' mean; IC: Pearson. Loss / prior: "
+        "log loss over that of the training rows' class shares. Each rule trades its strongest fifth until the "
+        "label's end; Sharpe, yearly, and drawdown after fees and half the spread. Capacity: of one trade, in quote "
+        "currency. Latency: ORT, batch 1",
     )
     for i, heading in enumerate(HEAD):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)

@@ -109,6 +109,12 @@ class Line:
     note: str = ""
 
     @property
+    def fold_ic(self) -> float | None:
+        """Mean rank IC of the folds."""
+        known = [ic for ic, _, _ in self.fold_ics if ic is not None]
+        return float(np.mean(known)) if known else None
+
+    @property
     def skill(self) -> float | None:
         """Share of the prior's log loss that the model saves."""
         return 1 - self.metrics.log_loss / self.metrics.prior_log_loss if self.metrics else None

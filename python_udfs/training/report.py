@@ -28,6 +28,7 @@ HEAD: Final = (
     "model or rule",
     "rank IC",
     "95 %",
+    "of folds",
     "IC",
     "IC_IR",
     "hit",
@@ -65,6 +66,7 @@ def cells(of: Line) -> list[str]:
         of.name,
         _signed(of.ic),
         _interval(of.ic_low, of.ic_high),
+        _signed(of.fold_ic),
         _signed(of.ic_pearson),
         _plain(of.ic_ir),
         svg.percent(of.hit_rate),
@@ -189,6 +191,7 @@ def _table(ladder: Ladder) -> Figure:
     return Figure(
         f"{best.name} forecasts best: rank IC {_signed(best.ic)}" if best else "Nothing forecasts",
         table(" | ".join(HEAD), "l" + "r" * (len(HEAD) - 1), [cells(x) for x in ladder.lines]),
+        "Of folds: the mean of the folds' rank ICs; above the first where the level of a score drifts between folds. "
         "Each rule trades its strongest fifth until the label's end; Sharpe, yearly, and drawdown after "
         f"{FEE_BPS:g} bps of fees and half the spread each way. Capacity: one trade whose square-root impact takes "
         "the whole edge, in quote currency. Gate: gain in IC against latency (p99, budget "
