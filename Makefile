@@ -62,6 +62,6 @@ bench: setup ## throughput and latency, as ratios measured in the same run
 	$(MP) bench
 clean: ## stop the server and remove everything that was made here
 	-test -x $(MP) && $(MP) server down
-	rm -rf .venv .marketprism target logs *.egg-info
+	rm -rf .venv .venv-bench .marketprism target logs *.egg-info
 
 .PHONY: help setup torch up down status migrate ingest build demo train score refresh-candidates report catalog docs test lint bench clean
