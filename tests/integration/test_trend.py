@@ -150,7 +150,7 @@ def test_quality_counts_runs(built: None) -> None:
     dwells = np.sort(np.diff(np.concatenate([[0], cuts, [len(states)]])))
     [got] = query(
         "select * from trend_quality where (exchange, market_type, symbol, trend_model) = (%(x)s, %(m)s, %(y)s, 'chosen') "
-        "and day = '2026-01-05'",
+        "and utc_day = '2026-01-05'",
         **dict(zip("xmy", instrument, strict=True)),
     )
     assert got["buckets"] == len(states)

@@ -5,7 +5,7 @@ with states as (
         s.market_type as market_type,
         s.symbol as symbol,
         s.bucket_id as bucket_id,
-        toDate(s.bucket_ts_end) as trend_day,
+        toDate(s.bucket_ts_end) as utc_day,
         [
             ('rules', r.trend_rule_state),
             ('jump', j.trend_jump_state),
@@ -36,7 +36,7 @@ by_model as (
         exchange,
         market_type,
         symbol,
-        trend_day,
+        utc_day,
         of_model.1 as trend_model,
         arraySort(groupArray((bucket_id, assumeNotNull(of_model.2), return_3, return_5))) as told,
         told.2 as sequence,
@@ -50,14 +50,14 @@ by_model as (
     from states
     array join by_model as of_model
     where of_model.2 is not null
-    group by exchange, market_type, symbol, trend_day, trend_model
+    group by exchange, market_type, symbol, utc_day, trend_model
 )
 
 select
     exchange,
     market_type,
     symbol,
-    trend_day as day,
+    utc_day,
     trend_model,
     toUInt32(length(sequence)) as buckets,
     100 * (length(dwells) - 1) / length(sequence) as flips_per_100,
@@ -66,15 +66,14 @@ select
     countEqual(sequence, 1) / length(sequence) as up_share,
     countEqual(sequence, 0) / length(sequence) as flat_share,
     countEqual(sequence, -1) / length(sequence) as down_share,
-    {%- for k in (3, 5) %}
     if(
-        length(with_{{ k }}) < 30,
+        length(with_3) < 30,
         null,
-        arrayReduce(
-            'corrStable',
-            arrayMap(t -> toFloat64(t.2), with_{{ k }}),
-            arrayMap(t -> assumeNotNull({% if k == 3 %}t.3{% else %}t.4{% endif %}), with_{{ k }})
-        )
-    ) as ic_{{ k }}{%- if not loop.last %},{% endif %}
-    {%- endfor %}
+        arrayReduce('corrStable', arrayMap(t -> toFloat64(t.2), with_3), arrayMap(t -> assumeNotNull(t.3), with_3))
+    ) as ic_3,
+    if(
+        length(with_5) < 30,
+        null,
+        arrayReduce('corrStable', arrayMap(t -> toFloat64(t.2), with_5), arrayMap(t -> assumeNotNull(t.4), with_5))
+    ) as ic_5
 from by_model

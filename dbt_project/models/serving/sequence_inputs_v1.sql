@@ -3,7 +3,8 @@
 
 {%- set sides = ['bid', 'ask'] %}
 {%- set levels = range(1, 11) %}
-{#- Without the unit of an instrument (but for ofi), so that one network reads many. Fifteen of the tape and the touch, eight of what is slow or elsewhere. -#}
+{#- Without the unit of an instrument (but for ofi), so that one network reads many: the tape and the touch,
+    then what is slow or elsewhere. -#}
 {%- set features = [
     'flow_imbalance', 'trades_per_second', 'duration_s', 'mid_return', 'vpin', 'rv', 'jump', 'active_step_share',
     'print_run_mean', 'micro_momentum_10_bps', 'sweep_share_buy', 'sweep_share_sell',

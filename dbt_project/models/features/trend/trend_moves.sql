@@ -26,14 +26,17 @@ steps as (
 straightness as (
     select
         *,
-        {%- for span in ('short', 'long') %}
         -- one unknown step and the stretch is unknown; where nothing moved there is no trend
         multiIf(
-            length({{ span }}_steps) < {{ var('trend_' ~ span ~ '_buckets') }} or arrayExists(s -> isNaN(s), {{ span }}_steps), null,
-            arrayAll(s -> s = 0, {{ span }}_steps), 0,
-            arraySum({{ span }}_steps) / sqrt(arraySum(s -> s * s, {{ span }}_steps))
-        ) as trend_{{ span }}{%- if not loop.last %},{% endif %}
-        {%- endfor %}
+            length(short_steps) < {{ var('trend_short_buckets') }} or arrayExists(s -> isNaN(s), short_steps), null,
+            arrayAll(s -> s = 0, short_steps), 0,
+            arraySum(short_steps) / sqrt(arraySum(s -> s * s, short_steps))
+        ) as trend_short,
+        multiIf(
+            length(long_steps) < {{ var('trend_long_buckets') }} or arrayExists(s -> isNaN(s), long_steps), null,
+            arrayAll(s -> s = 0, long_steps), 0,
+            arraySum(long_steps) / sqrt(arraySum(s -> s * s, long_steps))
+        ) as trend_long
     from steps
 ),
 
