@@ -186,7 +186,7 @@ def test_windows_equal_a_loop_over_the_rows(built: dict[Instrument, Market]) -> 
 
     with pytest.raises(UserError, match="no class label 'label_cls_9'"):
         read_sequences("label_cls_9")
-    with pytest.raises(UserError, match="not a numeric column of sequence_inputs_v1: ofi"):
+    with pytest.raises(UserError, match="not a numeric column of sequence_inputs_v1: kyle_lambda"):
         read_sequences("label_cls_3", ["vpin", "kyle_lambda"])
     execute(
         "alter table sequence_inputs_v1 delete where symbol = 'ONE' settings mutations_sync = 1",
