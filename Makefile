@@ -56,7 +56,7 @@ docs: migrate ## dbt docs, every model and column
 	$(DBT) docs generate
 test: torch ## unit, oracle, leakage and integration tests; dbt tests
 	$(BIN)/pytest $(PYTEST_ARGS)
-lint: setup ## sqlfluff, ruff, mypy
+lint: torch ## sqlfluff, ruff, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/sqlfluff lint --disable-progress-bar --processes 2 dbt_project tests/dbt
 bench: setup ## throughput and latency, as ratios measured in the same run
 	$(MP) bench
