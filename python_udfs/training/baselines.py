@@ -7,6 +7,7 @@ Both take float32 rows [n, k] with NaN for missing values and return probabiliti
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
@@ -81,7 +82,13 @@ class Trees:
 
 
 def fit(
-    model: ModelType, rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], seed: int
+    model: ModelType,
+    rows: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int8],
+    seed: int,
+    *,
+    weights: npt.NDArray[np.float64] | None = None,
+    **parameters: float,
 ) -> Logistic | Trees:
     """Fits a baseline. The same rows and seed give the same model.
 
@@ -90,6 +97,8 @@ def fit(
         rows: [n, k], NaN for missing.
         labels: [n].
         seed: of everything random.
+        weights: [n], how much a row counts; None: all alike.
+        parameters: of the library, in place of the defaults.
 
     Raises:
         UserError: the rows have one class only.
@@ -101,27 +110,38 @@ def fit(
             "Choose another label or horizon, ingest more data, or use fewer folds"
         )
     return (
-        _fit_logistic(rows, labels, seed)
+        _fit_logistic(rows, labels, seed, weights, parameters)
         if model is ModelType.LOGISTIC
-        else _fit_trees(rows, labels, classes, seed)
+        else _fit_trees(rows, labels, seed, weights, parameters)
     )
 
 
-def _fit_logistic(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], seed: int) -> Logistic:
+def _fit_logistic(
+    rows: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int8],
+    seed: int,
+    weights: npt.NDArray[np.float64] | None,
+    parameters: Mapping[str, float],
+) -> Logistic:
     pipeline = make_pipeline(
         SimpleImputer(strategy="median", keep_empty_features=True),
         Winsorizer(),
         StandardScaler(),
-        LogisticRegression(max_iter=1000, random_state=seed),
+        LogisticRegression(max_iter=1000, random_state=seed, **parameters),
     )
-    pipeline.fit(rows.astype(np.float64), labels)
+    pipeline.fit(rows.astype(np.float64), labels, logisticregression__sample_weight=weights)
     return Logistic(pipeline)
 
 
 def _fit_trees(
-    rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], classes: list[int], seed: int
+    rows: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int8],
+    seed: int,
+    weights: npt.NDArray[np.float64] | None,
+    parameters: Mapping[str, float],
 ) -> Trees:
-    parameters: dict[str, Any] = {
+    classes = [int(name) for name in np.unique(labels)]
+    of_library: dict[str, Any] = {
         "objective": "multiclass",
         "num_class": len(classes),
         "num_leaves": 15,
@@ -133,9 +153,10 @@ def _fit_trees(
         "seed": seed,
         "num_threads": _THREADS,
         "verbosity": -1,
+        **parameters,
     }
-    data = lgb.Dataset(rows, np.searchsorted(classes, labels))
-    return Trees(_snap_to_float32(lgb.train(parameters, data, num_boost_round=_ROUNDS)), classes)
+    data = lgb.Dataset(rows, np.searchsorted(classes, labels), weight=weights)
+    return Trees(_snap_to_float32(lgb.train(of_library, data, num_boost_round=_ROUNDS)), classes)
 
 
 def _snap_to_float32(booster: lgb.Booster) -> lgb.Booster:

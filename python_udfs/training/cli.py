@@ -19,6 +19,7 @@ from python_udfs.errors import UserError
 from python_udfs.scorer.card import Card, Metrics, ModelType
 from python_udfs.settings import settings
 from python_udfs.training.dataset import DEFAULT_FEATURES, read_dataset
+from python_udfs.training.network_options import Loss, NetworkOptions
 
 if TYPE_CHECKING:
     from python_udfs.training.ladder import Ladder
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 class Scheme(StrEnum):
     EXPANDING = "expanding"
     ROLLING = "rolling"
+
+
+class Weigh(StrEnum):
+    ALIKE = "alike"
+    UNIQUENESS = "uniqueness"
 
 
 class Calibrate(StrEnum):
@@ -63,7 +69,36 @@ def train_command(
     calibrate: Annotated[
         Calibrate, typer.Option(help="Calibrate probabilities inside the folds; twice the time.")
     ] = Calibrate.NONE,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Choose each model's settings inside every fold; some five times the time."
+        ),
+    ] = False,
+    weigh: Annotated[
+        Weigh, typer.Option(help="How much a training row counts: all alike, or as its label is its own.")
+    ] = Weigh.ALIKE,
+    time_of_day: Annotated[
+        bool,
+        typer.Option(
+            "--time-of-day",
+            help="Take out of the baselines' features what the hour explains, to compare. No model is written.",
+        ),
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Most passes of a network over its rows.")] = 12,
+    loss: Annotated[Loss, typer.Option(help="What networks are trained on.")] = Loss.CROSS_ENTROPY,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, help="Networks: share of a label that goes to all classes alike.")
+    ] = 0.0,
+    huber: Annotated[
+        float, typer.Option(min=0, help="Networks: weight of the Huber loss on the winsorised return.")
+    ] = 0.0,
+    level_dropout: Annotated[
+        float, typer.Option(min=0, help="Networks: chance of a book level to be hidden from a sample.")
+    ] = 0.0,
+    time_jitter: Annotated[
+        int, typer.Option(min=0, help="Networks: a sample's window may end up to so many buckets earlier.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="The same seed and rows give the same model.")] = 7,
     compare: Annotated[
         bool | None,
@@ -87,10 +122,21 @@ def train_command(
 
     if name and (len(model or []) != 1 or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)):
         raise UserError("--name: letters, digits, `_`, `-` and `.`, and with one --model only")
+    network = NetworkOptions(
+        epochs=epochs,
+        loss=loss,
+        label_smoothing=label_smoothing,
+        huber=huber,
+        level_dropout=level_dropout,
+        time_jitter=time_jitter,
+    )
+    network.check()
     say = _progress()
     data = read_dataset(
         label, [part.strip() for part in features.split(",") if part.strip()], feature_version
     )
+    if weigh is Weigh.UNIQUENESS:
+        data = data.weighted()
     kinds, market = _choose(list(dict.fromkeys(model)) if model else None, Market(data), say)
     o = Options(
         folds=folds,
@@ -98,14 +144,16 @@ def train_command(
         embargo_s=embargo,
         rolling_share=first_train_share if scheme is Scheme.ROLLING else None,
         calibrate=None if calibrate is Calibrate.NONE else Method(calibrate.value),
-        epochs=epochs,
+        tune=tune,
+        time_of_day=time_of_day,
+        network=network,
         seed=seed,
         feature_vector_version=feature_version,
     )
     folders = {kind: settings().data_dir / "models" / (name or kind.value) for kind in kinds}
     # a file or a pipe has no width of its own
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    if shuffle_labels or (len(kinds) > 1 if compare is None else compare):
+    if shuffle_labels or time_of_day or (len(kinds) > 1 if compare is None else compare):
         ladder = climb(
             market, kinds, o, context=read_context(data), folders=folders, shuffled=shuffle_labels, say=say
         )
@@ -113,7 +161,8 @@ def train_command(
         out.print(_comparison(ladder))
         for sentence in _sentences(ladder):
             out.print(sentence, markup=False, soft_wrap=True)
-        page = settings().data_dir / ("training-shuffled.html" if shuffle_labels else "training.html")
+        kind = "-shuffled" if shuffle_labels else "-time-of-day" if time_of_day else ""
+        page = settings().data_dir / f"training{kind}.html"
         write_training_report(ladder, page)
         out.print(f"the report is {page}", markup=False, soft_wrap=True)
     else:
@@ -183,6 +232,13 @@ def _sentences(ladder: Ladder) -> list[str]:
     from python_udfs.training.report import verdicts
 
     lines = [f"{line.name}: {line.note}" for line in ladder.lines if line.note]
+    lines += [
+        f"{line.name}, {name}: {v.size / 1e3:,.0f} kB, rank IC lost {v.ic_loss:+.4f}, "
+        f"probabilities within {v.max_abs_diff:.1e}"
+        for line in ladder.lines
+        for name, v in line.smaller.items()
+        if v.ic_loss is not None
+    ]
     lines += [f"{line.name}: not adopted: {'; '.join(line.reasons)}" for line in ladder.lines if line.reasons]
     return [*lines, *verdicts(ladder)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"(Nullable\()?(U?Int\d+|Float\d+|Bool)\)?")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A class label and its companions in `training_set`: the return behind it and when both are known."""
+    """A class label and its companions in `training_set`: its return, when both are known, how much is its own."""
 
     column: str
     suffix: str
@@ -50,8 +50,14 @@ class Label:
         return f"label_known_at_{self.suffix}"
 
     @property
+    def uniqueness_column(self) -> str:
+        return f"label_uniqueness_{self.suffix}"
+
+    @property
     def horizon(self) -> str:
-        return f"{self.suffix[:-1]} s" if self.suffix.endswith("s") else f"{self.suffix} buckets"
+        if not self.suffix.endswith("s"):
+            return f"{self.suffix} buckets"
+        return f"{self.suffix[:-1].replace('_', ' ')} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,29 @@ class Dataset:
     known_at: npt.NDArray[np.int64]  # [n], when the label was known
     instrument: npt.NDArray[np.int64]  # [n], index into `instruments`
     instruments: list[str]  # exchange:market_type:symbol
+    weights: npt.NDArray[np.float64] | None = None  # [n], mean 1; None: every row counts alike
+
+    def weighted(self) -> Dataset:
+        """A row counts as much as its label is its own: labels that are open at once say the same thing.
+
+        Raises:
+            UserError: training_set does not say so.
+        """
+        name = self.label.uniqueness_column
+        with db.connect(settings().database("features"), use_numpy=True) as c:
+            if name not in _training_columns(c, settings().database("features")):
+                raise UserError(f"training_set has no {name}: run `make build`")
+            (values,) = c.execute(
+                f"select toFloat64(ifNull({db.names([name])}, nan)) {_labelled(self.label)}", columnar=True
+            )
+        known = np.isfinite(values)
+        if len(values) != len(self.as_of) or not known.any():
+            raise UserError(
+                f"training_set knows {name} of too few rows, or changed while it was read: run `make build`"
+            )
+        # of the newest labels it is not known yet
+        values = np.where(known, values, values[known].mean())
+        return replace(self, weights=values / values.mean())
 
 
 def parse_label(column: str, available: Sequence[str]) -> Label:
@@ -75,10 +104,10 @@ def parse_label(column: str, available: Sequence[str]) -> Label:
     Raises:
         UserError: it is not a class label of `training_set` (`available`: its columns).
     """
-    found = re.fullmatch(r"label_cls_(\d+s?)", column)
+    found = re.fullmatch(r"label_(?:cls_(\d+s?)|(barrier_\d+s))", column)
     if found and column in available:
-        return Label(column, found[1])
-    there = [name for name in available if name.startswith("label_cls_")]
+        return Label(column, found[1] or found[2])
+    there = [name for name in available if name.startswith(("label_cls_", "label_barrier_"))]
     raise UserError(f"training_set has no class label {column!r}: there is {', '.join(there) or 'none'}")
 
 
@@ -121,10 +150,6 @@ def read_dataset(label_column: str, feature_names: Sequence[str], version: int =
                 "run `make build`"
             )
         features = [f"toFloat32(ifNull({db.names([column.name])}, nan))" for column in contract]
-        known = " and ".join(
-            f"{db.names([name])} is not null"
-            for name in (label.column, label.return_column, label.known_at_column)
-        )
         data = c.execute(
             f"""
             select
@@ -134,9 +159,7 @@ def read_dataset(label_column: str, feature_names: Sequence[str], version: int =
                 toFloat64(assumeNotNull({db.names([label.return_column])})),
                 concat(exchange, ':', market_type, ':', symbol),
                 {", ".join(features)}
-            from training_set
-            where {known}
-            order by bucket_ts_end, exchange, market_type, symbol, bucket_id
+            {_labelled(label)}
             """,
             columnar=True,
         )
@@ -160,6 +183,13 @@ def read_dataset(label_column: str, feature_names: Sequence[str], version: int =
         instrument=codes.astype(np.int64),
         instruments=[str(name) for name in instruments],
     )
+
+
+def _labelled(label: Label) -> str:
+    """From which rows, in which order."""
+    columns = (label.column, label.return_column, label.known_at_column)
+    known = " and ".join(f"{db.names([name])} is not null" for name in columns)
+    return f"from training_set where {known} order by bucket_ts_end, exchange, market_type, symbol, bucket_id"
 
 
 def _training_columns(c: Client, database: str) -> dict[str, str]:

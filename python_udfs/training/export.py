@@ -97,6 +97,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         fresh, old = Path(scratch, "new"), Path(scratch, "old")
         fresh.mkdir()
         for name, content in files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(content)
         if folder.exists():
             shutil.move(folder, old)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from python_udfs.errors import UserError
 from python_udfs.scorer.card import ModelType
 from python_udfs.training import losses
-from python_udfs.training.losses import Loss
+from python_udfs.training.network_options import Loss, NetworkOptions
 from python_udfs.training.networks import Layout, Mixture, Normalise, SequenceNetwork, build
 from python_udfs.training.pytorch import torch
 from python_udfs.training.sequences import Sequences
@@ -24,33 +24,6 @@ Rows = npt.NDArray[np.int64]
 
 _PREDICT_BATCH: Final = 1024
 _MIN_ROWS: Final = 50
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOptions:
-    """How a network is built and trained. The defaults fit the demo in seconds."""
-
-    hidden: int = 32
-    dropout: float = 0.1
-    epochs: int = 12
-    patience: int = 3  # epochs without a better validation loss before it stops
-    batch: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-3
-    validation_share: float = 0.15  # the last rows of training: they decide when to stop, and train nothing
-    embargo_us: int = 0  # how long a label must have been known before the first of them
-    loss: Loss = Loss.CROSS_ENTROPY
-    focal_gamma: float = 2.0
-    label_smoothing: float = 0.0
-    huber: float = 0.0  # weight of the regression on the winsorised return
-    level_dropout: float = 0.0  # chance of a level of the book to be hidden from a sample
-    time_jitter: int = 0  # a sample's window may end up to so many buckets earlier; never later
-    temperature: float = 2.0  # of distillation
-    teacher_share: float = 0.7
-    balance: float = 0.05  # how much unequal use of a mixture's experts costs
-    # More gain little at this size, and the bits would depend on how many cores there are.
-    threads: int = 1
-    device: str = "auto"  # a GPU if there is one
 
 
 @dataclass(frozen=True)
@@ -144,6 +117,7 @@ def fit_network(
     seed: int,
     options: NetworkOptions | None = None,
     teacher: Network | None = None,
+    weights: Floats | None = None,
 ) -> Network:
     """Trains a network on some samples.
 
@@ -154,12 +128,13 @@ def fit_network(
         seed: of everything random.
         options: see NetworkOptions.
         teacher: its probabilities of the training rows are learned beside the labels. Fit it on the same rows.
+        weights: [n samples], how much each counts; None: all alike.
 
     Raises:
         UserError: one class only, too few rows, or columns that this network needs are not there.
     """
     o = options or NetworkOptions()
-    _check(o)
+    o.check()
     classes = [int(name) for name in np.unique(data.classes[train_rows])]
     if len(classes) < 2:
         which = f"have the class {classes[0]}" if classes else "are none"
@@ -202,6 +177,7 @@ def fit_network(
             seed=seed,
             device=device,
             teacher=teacher,
+            weights=weights,
         )
         return Network(kind, module.cpu().eval(), classes, data.names, data.window, history)
 
@@ -217,11 +193,13 @@ def _train(
     seed: int,
     device: torch.device,
     teacher: Network | None,
+    weights: Floats | None,
 ) -> list[tuple[float, float]]:
     """Trains in place and leaves the weights of the best epoch."""
     random = np.random.default_rng(seed)
     labels = torch.from_numpy(np.searchsorted(classes, data.classes)).to(device)
     values = torch.from_numpy(_scaled(data.returns, fit_rows)).to(device)
+    counts = None if weights is None else torch.from_numpy(weights).to(device, torch.float32)
     cost = losses.cost_matrix(classes).to(device)
     soft = torch.from_numpy(
         np.log(np.maximum(teacher.probabilities(data, fit_rows), 1e-12)) if teacher else np.zeros((0, 0))
@@ -261,6 +239,8 @@ def _train(
                 )
             if o.huber:
                 loss = loss + o.huber * losses.huber(value, values[at])
+            if counts is not None:
+                loss = loss * counts[at]
             mean = loss.mean()
             if isinstance(module, Mixture) and o.balance:
                 shares = module.shares(module.normalise(x)).mean(dim=0)
@@ -309,31 +289,6 @@ def _hide_levels(x: torch.Tensor, levels: torch.Tensor, hidden: npt.NDArray[np.b
     mask = torch.zeros((len(x), x.shape[2]), dtype=torch.bool, device=x.device)
     mask[:, levels.flatten()] = torch.from_numpy(np.tile(hidden, (1, len(levels)))).to(x.device)
     return x.masked_fill(mask.unsqueeze(1), float("nan"))
-
-
-def _check(o: NetworkOptions) -> None:
-    shares = {"dropout": o.dropout, "validation_share": o.validation_share, "level_dropout": o.level_dropout}
-    shares |= {"label_smoothing": o.label_smoothing, "teacher_share": o.teacher_share}
-    wrong = [f"{name} in [0, 1)" for name, x in shares.items() if not 0 <= x < 1 and name != "teacher_share"]
-    wrong += [] if 0 <= o.teacher_share <= 1 else ["teacher_share in [0, 1]"]
-    whole = {"epochs": o.epochs, "patience": o.patience, "batch": o.batch, "threads": o.threads}
-    wrong += [f"{name} >= 1" for name, x in whole.items() if x < 1]
-    positive = {
-        "learning_rate": o.learning_rate,
-        "temperature": o.temperature,
-        "validation_share": o.validation_share,
-    }
-    wrong += [f"{name} > 0" for name, x in positive.items() if not x > 0]
-    least = {
-        "focal_gamma": o.focal_gamma,
-        "huber": o.huber,
-        "time_jitter": o.time_jitter,
-        "balance": o.balance,
-    }
-    least |= {"weight_decay": o.weight_decay, "embargo_us": o.embargo_us}
-    wrong += [f"{name} >= 0" for name, x in least.items() if not x >= 0]
-    if wrong:
-        raise UserError(f"options of a network: {', '.join(wrong)}")
 
 
 @contextmanager

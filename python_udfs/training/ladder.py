@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ from python_udfs.training.split import MIN_TRAIN_ROWS, Fold
 from python_udfs.training.stacking import fit_stack
 from python_udfs.training.traditions import Rule, Search, holding, random_search, single_features
 from python_udfs.training.train import (
+    Fitted,
     Market,
     Options,
     OutOfSample,
@@ -56,6 +57,9 @@ from python_udfs.training.train import (
     strong,
     walk,
 )
+
+if TYPE_CHECKING:  # needs PyTorch
+    from python_udfs.training.network_export import VariantReport
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,6 +106,8 @@ class Line:
     half_life: HalfLife | None = None
     parameters: int | None = None
     latency_ms: tuple[float, float] | None = None  # p50, p99 of one ORT run of batch 1
+    # of a network: its smaller files
+    smaller: Mapping[str, VariantReport] = field(default_factory=dict)
     coverage: float | None = None
     inputs: list[tuple[str, float]] = field(default_factory=list)  # the largest shares of attribution
     verdict: str = ""
@@ -200,7 +206,7 @@ def climb(
         o: folds, calibration, seed.
         context: prices and costs of the rows; None: unknown.
         folders: where models are written; one without a folder is not fitted on all rows, and so has no latency.
-        shuffled: deal labels and returns anew first; nothing is exported.
+        shuffled: deal labels and returns anew first; nothing is exported, as with o.time_of_day.
         say: gets a line per step.
 
     Raises:
@@ -209,10 +215,13 @@ def climb(
     context = context or Context.unknown(len(market.data.as_of))
     if shuffled:
         # the returns of the other horizons would still be the true ones
-        market, context, folders = market.shuffled(o.seed), replace(context, returns={}), None
+        market, context = market.shuffled(o.seed), replace(context, returns={})
+    if shuffled or o.time_of_day:  # the scorer could not normalise: it has no table of hours
+        folders = None
     data = market.data
     folds, classes = cut_folds(data, o), classes_of(data)
-    outs = walk(kinds, market, folds, classes, o=o, say=say)
+    newest: dict[ModelType, Fitted] = {}
+    outs = walk(kinds, market, folds, classes, o=o, say=say, newest=newest)
     any_out = next(iter(outs.values()))
     judge = _Judge(data, context, any_out.row, any_out.fold, o.seed)
 
@@ -236,6 +245,7 @@ def climb(
         for kind, line in models.items():
             _explain(line, fitted[kind].attributions(market, last), market.contract(kind))
             line.parameters = fitted[kind].parameters
+            line.smaller = _smaller(newest[kind], market, folds[-1]) if kind.is_network else {}
             line.latency_ms = latency_ms(fitted[kind].onnx(), market.inputs(kind, last[-1:]))
             cards.append(
                 save(
@@ -247,6 +257,7 @@ def climb(
                     o=o,
                     metrics=judge.metrics[kind.value],
                     more=judge.evaluation(line, outs[kind]),
+                    smaller=line.smaller,
                 )
             )
     _adopt(lines, list(models.values()))
@@ -453,6 +464,17 @@ class _Judge:
                 rankdata(self.returns[here])[:, None]
             )
         return out
+
+
+def _smaller(fitted: Fitted, market: Market, fold: Fold) -> dict[str, VariantReport]:
+    """What the smaller files of the last fold's network lose on the fold's test rows."""
+    from python_udfs.training.network_export import compare
+
+    files = fitted.smaller(market.inputs(fitted.kind, fold.train[-_EXPLAINED_ROWS:]))
+    windows, returns = market.inputs(fitted.kind, fold.test), market.data.returns[fold.test]
+    return {
+        name: compare(fitted.onnx(), onnx, windows, returns, fitted.classes) for name, onnx in files.items()
+    }
 
 
 def _standard(ranks: Floats) -> Floats:

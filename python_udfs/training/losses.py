@@ -8,17 +8,10 @@ architecture (label smoothing); Hinton, Vinyals & Dean (2015), Distilling the kn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 from python_udfs.training.pytorch import torch
 
 Tensor = torch.Tensor
-
-
-class Loss(StrEnum):
-    CROSS_ENTROPY = "cross_entropy"
-    FOCAL = "focal"
-    ASYMMETRIC = "asymmetric"
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:

@@ -27,6 +27,7 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from scipy.stats import spearmanr
 
@@ -164,9 +165,10 @@ def to_int8(model: bytes, windows: Windows) -> bytes:
         windows: [b, window, k] that the ranges are taken from: of training rows.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "int8.onnx")
+        prepared, out = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        quant_pre_process(onnx.load_from_string(model), prepared, skip_symbolic_shape=True)
         quantize_static(
-            onnx.load_from_string(model),
+            prepared,
             out,
             _Reader(windows),
             quant_format=QuantFormat.QDQ,

@@ -156,7 +156,7 @@ def write_training_report(ladder: Ladder, out: Path) -> None:
                 "latency",
                 "Latency and decay",
                 "What is left when the signal arrives?",
-                [_frontier(ladder), _decay(models)],
+                [_frontier(ladder), _decay(models), _smaller(models)],
             ),
             Section("explanations", "Explanations", "What the models look at.", [_explanations(ladder)]),
         ],
@@ -362,6 +362,28 @@ def _frontier(ladder: Ladder) -> Figure:
         frontier_chart(points),
         "Latency is one ORT run of batch 1 on one core, p99, measured right after training. The line joins the models "
         "that no other beats; the decay of the signal until it arrives is priced in.",
+    )
+
+
+def _smaller(models: Sequence[Line]) -> Figure:
+    rows = [
+        [
+            m.name,
+            name,
+            svg.number(v.size / 1e3),
+            f"{v.max_abs_diff:.1e}",
+            _signed(v.ic),
+            _signed(v.ic_loss),
+        ]
+        for m in models
+        for name, v in m.smaller.items()
+    ]
+    if not rows:
+        return Figure("Smaller files", empty("No network was exported."))
+    return Figure(
+        "What half floats and 8 bits cost",
+        table("model | variant | kB | largest difference | rank IC | lost", "llrrrr", rows),
+        "Of the last fold's networks on its test rows; difference in probability, to the same network in 32 bits.",
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +37,14 @@ from python_udfs.training.dataset import Dataset
 from python_udfs.training.explain import logistic_attributions, tree_attributions
 from python_udfs.training.export import parity, parity_rows, to_onnx, write_folder
 from python_udfs.training.metrics import direction, evaluate
+from python_udfs.training.network_options import NetworkOptions
+from python_udfs.training.normalise import TimeOfDay
 from python_udfs.training.sequences import Sequences
-from python_udfs.training.split import Fold, inner_folds, out_of_sample, walk_forward
+from python_udfs.training.split import Fold, inner_folds, out_of_sample, tune, walk_forward
 
 if TYPE_CHECKING:  # needs PyTorch
     from python_udfs.training.fit_network import Network
+    from python_udfs.training.network_export import VariantReport
 
 Floats = npt.NDArray[np.float64]
 Inputs = npt.NDArray[np.float32]
@@ -52,8 +55,18 @@ BASELINES: Final = (ModelType.LOGISTIC, ModelType.LIGHTGBM)
 TRADED_SHARE: Final = 0.2
 _CUT_ROWS: Final = 1000
 _BATCH: Final = 2048
+# That the ranges of an 8-bit network are taken from.
+_CALIBRATION_ROWS: Final = 500
 _LIBRARIES: Final = ("scikit-learn", "lightgbm", "onnx", "onnxruntime", "onnxmltools", "skl2onnx", "numpy")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# What nested tuning chooses from, the defaults first.
+SETTINGS: Final[dict[ModelType, tuple[dict[str, Any], ...]]] = {
+    ModelType.LOGISTIC: ({}, {"C": 0.1}, {"C": 0.01}),
+    ModelType.LIGHTGBM: ({}, {"num_leaves": 7, "min_data_in_leaf": 100}, {"num_leaves": 31}),
+}
+_OF_NETWORK: Final[tuple[dict[str, Any], ...]] = ({}, {"hidden": 16, "dropout": 0.3})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,10 @@ class Options:
         None  # of all rows: a fold trains on the newest so many; None: on all before it
     )
     calibrate: Method | None = None
-    epochs: int = 12
+    tune: bool = False  # choose among SETTINGS inside each fold
+    # what the hour explains, as a fold's training rows have it, is taken out of a baseline's features
+    time_of_day: bool = False
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     seed: int = 7
     feature_vector_version: int = 1
 
@@ -107,10 +123,19 @@ class Market:
     def contract(self, model: ModelType) -> list[Column]:
         return self.of_network().contract if model.is_network else self.data.contract
 
+    def by_time_of_day(self, rows: Rows) -> Market:
+        """The features without what the hour of the day explains of them on `rows`; networks read what they did."""
+        data = self.data
+        usual = TimeOfDay.fit(data.features[rows], data.as_of[rows])
+        features = usual.transform(data.features, data.as_of).astype(np.float32)
+        return replace(self, data=replace(data, features=features))
+
     def shuffled(self, seed: int) -> Market:
         """Labels and returns dealt anew over all rows: nothing can be learned, all else is as it was."""
         order = np.random.default_rng(seed).permutation(len(self.data.as_of))
-        data = replace(self.data, classes=self.data.classes[order], returns=self.data.returns[order])
+        d = self.data
+        weights = None if d.weights is None else d.weights[order]
+        data = replace(d, classes=d.classes[order], returns=d.returns[order], weights=weights)
         s = self.sequences and replace(self.sequences, classes=data.classes, returns=data.returns)
         return Market(data, s)
 
@@ -127,6 +152,7 @@ class Fitted:
     export: Callable[[], bytes]
     network: Network | None = None
     calibrator: Calibrator | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)  # what tuning chose in place of the defaults
 
     def probabilities(self, rows: Inputs) -> Floats:
         """[b, c] of the model's inputs [b, ...]."""
@@ -143,49 +169,93 @@ class Fitted:
         return out
 
     def onnx(self) -> bytes:
-        model = self.export()
+        return self._calibrated(self.export())
+
+    def smaller(self, windows: Inputs) -> dict[str, bytes]:
+        """A network with half floats and with 8 bits inside, as ONNX. windows: training rows, for the ranges."""
+        from python_udfs.training import network_export
+
+        plain = self.export()
+        files = {"fp16": network_export.to_fp16(plain), "int8": network_export.to_int8(plain, windows)}
+        return {name: self._calibrated(onnx) for name, onnx in files.items()}
+
+    def _calibrated(self, model: bytes) -> bytes:
         return self.calibrator.append_to(model) if self.calibrator else model
 
 
 def fit_model(
-    kind: ModelType, market: Market, rows: Rows, o: Options, teacher: Network | None = None
+    kind: ModelType,
+    market: Market,
+    rows: Rows,
+    o: Options,
+    *,
+    teacher: Network | None = None,
+    setting: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Fits a model on these rows, and its calibration on rows that an earlier fit inside of them had not seen.
 
     Args:
         teacher: of a student, fitted on the same rows; None: one is fitted.
+        setting: in place of the defaults; with o.tune it is chosen here.
 
     Raises:
         UserError: one class only, or too few rows.
     """
+    setting = _tuned(kind, market, rows, o) if o.tune else setting or {}
     fitted = (
-        _fit_network(kind, market, rows, o, teacher)
+        _fit_network(kind, market, rows, o, teacher=teacher, setting=setting)
         if kind.is_network
-        else _fit_baseline(kind, market, rows, o)
+        else _fit_baseline(kind, market, rows, o, setting)
     )
     if o.calibrate is None:
         return fitted
     data = market.data
-    inner = inner_folds(
-        Fold(rows, rows[:0], 0),
-        data.as_of,
-        data.known_at,
-        folds=1,
-        first_train_share=0.7,
-        embargo_us=o.embargo_us,
-    )
-    plain = replace(o, calibrate=None)
+    plain = replace(o, calibrate=None, tune=False)
     tested, said = out_of_sample(
-        inner,
-        lambda train, test: fit_model(kind, market, train, plain).of_rows(market, test, fitted.classes),
+        _inside(data, rows, o, folds=1, first_train_share=0.7),
+        lambda train, test: fit_model(kind, market, train, plain, setting=setting).of_rows(
+            market, test, fitted.classes
+        ),
     )
     calibrator = Calibrator.fit(said, data.classes[tested], fitted.classes, o.calibrate)
     return replace(fitted, calibrator=calibrator)
 
 
-def _fit_baseline(kind: ModelType, market: Market, rows: Rows, o: Options) -> Fitted:
+def _inside(data: Dataset, rows: Rows, o: Options, *, folds: int, first_train_share: float) -> list[Fold]:
+    """The same split, of training rows."""
+    outer = Fold(rows, rows[:0], 0)
+    return inner_folds(
+        outer,
+        data.as_of,
+        data.known_at,
+        folds=folds,
+        first_train_share=first_train_share,
+        embargo_us=o.embargo_us,
+    )
+
+
+def _tuned(kind: ModelType, market: Market, rows: Rows, o: Options) -> Mapping[str, Any]:
+    """The setting with the least log loss out of sample, inside these training rows."""
+    data, plain = market.data, replace(o, calibrate=None, tune=False)
+    classes = [int(name) for name in np.unique(data.classes[rows])]
+
+    def said(setting: Mapping[str, Any], train: Rows, test: Rows) -> Floats:
+        return fit_model(kind, market, train, plain, setting=setting).of_rows(market, test, classes)
+
+    def loss(tested: Rows, probabilities: Floats) -> float:
+        true = probabilities[np.arange(len(tested)), np.searchsorted(classes, data.classes[tested])]
+        return float(-np.log(np.maximum(true, 1e-12)).mean())
+
+    inner = _inside(data, rows, o, folds=2, first_train_share=0.5)
+    return tune(SETTINGS.get(kind, _OF_NETWORK), inner, said, loss)[0]
+
+
+def _fit_baseline(
+    kind: ModelType, market: Market, rows: Rows, o: Options, setting: Mapping[str, Any]
+) -> Fitted:
     data = market.data
-    model = fit(kind, data.features[rows], data.classes[rows], o.seed)
+    weights = None if data.weights is None else data.weights[rows]
+    model = fit(kind, data.features[rows], data.classes[rows], o.seed, weights=weights, **setting)
     if isinstance(model, Logistic):
         linear = model.pipeline[-1]
         parameters = int(linear.coef_.size + linear.intercept_.size)
@@ -203,19 +273,35 @@ def _fit_baseline(kind: ModelType, market: Market, rows: Rows, o: Options) -> Fi
 
     width = data.features.shape[1]
     return Fitted(
-        kind, model.classes, parameters, model.probabilities, attributions, lambda: to_onnx(model, width)
+        kind,
+        model.classes,
+        parameters,
+        model.probabilities,
+        attributions,
+        lambda: to_onnx(model, width),
+        setting=setting,
     )
 
 
-def _fit_network(kind: ModelType, market: Market, rows: Rows, o: Options, teacher: Network | None) -> Fitted:
+def _fit_network(
+    kind: ModelType,
+    market: Market,
+    rows: Rows,
+    o: Options,
+    *,
+    teacher: Network | None,
+    setting: Mapping[str, Any],
+) -> Fitted:
     # only here: PyTorch takes seconds, and baselines do not need it
     from python_udfs.training import network_export
-    from python_udfs.training.fit_network import NetworkOptions, fit_network
+    from python_udfs.training.fit_network import fit_network
 
-    sequences = market.of_network()
-    options = NetworkOptions(epochs=o.epochs, embargo_us=o.embargo_us)
+    sequences, weights = market.of_network(), market.data.weights
+    options = replace(o.network, embargo_us=o.embargo_us, **setting)
     if kind is ModelType.STUDENT and teacher is None:
-        teacher = fit_network(ModelType.TEACHER, sequences, rows, seed=o.seed, options=options)
+        teacher = fit_network(
+            ModelType.TEACHER, sequences, rows, seed=o.seed, options=options, weights=weights
+        )
     network = fit_network(
         kind,
         sequences,
@@ -223,6 +309,7 @@ def _fit_network(kind: ModelType, market: Market, rows: Rows, o: Options, teache
         seed=o.seed,
         options=options,
         teacher=teacher if kind is ModelType.STUDENT else None,
+        weights=weights,
     )
     return Fitted(
         kind,
@@ -232,6 +319,7 @@ def _fit_network(kind: ModelType, market: Market, rows: Rows, o: Options, teache
         lambda of, at: network.attributions(of.of_network(), at),
         lambda: network_export.to_onnx(network),
         network,
+        setting=setting,
     )
 
 
@@ -240,7 +328,7 @@ def fit_models(kinds: Sequence[ModelType], market: Market, rows: Rows, o: Option
     done: dict[ModelType, Fitted] = {}
     for kind in sorted(kinds, key=list(ModelType).index):
         teacher = done.get(ModelType.TEACHER)
-        done[kind] = fit_model(kind, market, rows, o, teacher.network if teacher else None)
+        done[kind] = fit_model(kind, market, rows, o, teacher=teacher.network if teacher else None)
     return {kind: done[kind] for kind in kinds}
 
 
@@ -282,8 +370,12 @@ def walk(
     *,
     o: Options,
     say: Callable[[str], None] = lambda _: None,
+    newest: dict[ModelType, Fitted] | None = None,
 ) -> dict[ModelType, OutOfSample]:
     """Fits the models once per fold on the fold's training rows and predicts its test rows.
+
+    Args:
+        newest: gets the models of the last fold.
 
     Raises:
         UserError: the training rows of a fold have one class only.
@@ -291,9 +383,13 @@ def walk(
     said: dict[ModelType, list[tuple[Floats, Floats]]] = {kind: [] for kind in kinds}
     for number, fold in enumerate(folds, 1):
         say(f"fold {number} of {len(folds)}: {len(fold.train):,} rows train, {len(fold.test):,} test")
-        for kind, fitted in fit_models(kinds, market, fold.train, o).items():
-            cut = strong(direction(fitted.of_rows(market, fold.train[-_CUT_ROWS:], classes), classes))
-            said[kind].append((fitted.of_rows(market, fold.test, classes), np.full(len(fold.test), cut)))
+        seen = market.by_time_of_day(fold.train) if o.time_of_day else market
+        models = fit_models(kinds, seen, fold.train, o)
+        for kind, fitted in models.items():
+            cut = strong(direction(fitted.of_rows(seen, fold.train[-_CUT_ROWS:], classes), classes))
+            said[kind].append((fitted.of_rows(seen, fold.test, classes), np.full(len(fold.test), cut)))
+        if newest is not None:
+            newest.update(models)
     labels = market.data.classes
     prior = [
         np.tile([(labels[fold.train] == name).mean() for name in classes], (len(fold.test), 1))
@@ -384,12 +480,14 @@ def save(
     o: Options,
     metrics: tuple[Metrics, list[Metrics]] | None = None,
     more: Mapping[str, Any] | None = None,
+    smaller: Mapping[str, VariantReport] | None = None,
 ) -> Card:
     """Exports a model that was fitted on all rows, with what `walk` said of its kind.
 
     Args:
         metrics: of `evaluate_folds`, where they are known already.
         more: goes into evaluation.json beside the rest.
+        smaller: the variants to write beside it, each a folder with a card of its own, and what they lose.
 
     Raises:
         UserError: the export does not match the trained model; nothing is written.
@@ -441,18 +539,34 @@ def save(
         git_revision=git_revision(),
         libraries={name: version(name) for name in libraries},
     )
-    evaluation = {**_evaluation(data, out, card), **(more or {})}
-    write_folder(
-        folder,
-        {
-            ONNX_FILE: onnx,
-            CARD_FILE: card.model_dump_json(indent=2).encode() + b"\n",
-            EVALUATION_FILE: orjson.dumps(
-                evaluation, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-            ),
-        },
-    )
+    evaluation = {"setting": dict(fitted.setting), **_evaluation(data, out, card), **(more or {})}
+    files = _files(card, onnx, evaluation)
+    if smaller:
+        variants = fitted.smaller(market.inputs(kind, steps[-1].train[-_CALIBRATION_ROWS:]))
+        for name, report in smaller.items():
+            digest = hashlib.sha256(variants[name]).hexdigest()
+            of_variant = card.model_copy(
+                update={
+                    "name": f"{card.name}-{name}",
+                    "version": digest[:12],
+                    "onnx_sha256": digest,
+                    "parity_max_abs_diff": report.max_abs_diff,
+                }
+            )
+            lost = {"variant_of": card.version, "size": report.size, "ic_loss": report.ic_loss}
+            found = _files(of_variant, variants[name], {**evaluation, **lost, "name": of_variant.name})
+            files |= {f"{name}/{file}": content for file, content in found.items()}
+    write_folder(folder, files)
     return card
+
+
+def _files(card: Card, onnx: bytes, evaluation: Mapping[str, Any]) -> dict[str, bytes]:
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    return {
+        ONNX_FILE: onnx,
+        CARD_FILE: card.model_dump_json(indent=2).encode() + b"\n",
+        EVALUATION_FILE: orjson.dumps(evaluation, option=options),
+    }
 
 
 def _parity_inputs(kind: ModelType, real: Inputs) -> Inputs:

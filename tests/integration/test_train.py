@@ -19,6 +19,7 @@ from python_udfs.scorer.card import Card, load_model
 from python_udfs.settings import Settings, settings
 from python_udfs.training import cli
 from python_udfs.training.cli import train_command
+from python_udfs.training.dataset import read_dataset
 
 Environment = Callable[..., AbstractContextManager[None]]
 KEYS = (
@@ -28,7 +29,7 @@ KEYS = (
 FEATURES = "flow Float64, noise Nullable(Float64), mid_close Nullable(Float64), spread_bps_close Nullable(Float64), volatility_regime Nullable(Int8)"
 LABELS = (
     "label_ret_ps_3 Nullable(Float64), label_cls_3 Nullable(Int8), "
-    "label_known_at_3 Nullable(DateTime64(6, 'UTC')), label_ret_30s Nullable(Float64)"
+    "label_known_at_3 Nullable(DateTime64(6, 'UTC')), label_ret_30s Nullable(Float64), label_uniqueness_3 Nullable(Float64)"
 )
 BOOK = ", ".join(
     f"{side}_{kind}_1 Nullable(Float64)" for side in ("bid", "ask") for kind in ("gap_bps", "size")
@@ -61,7 +62,11 @@ def tables(module_store: Settings) -> Iterator[Settings]:
             key = ("x", "spot", symbol, 170_000_000_000_000 + k, start, end)
             features = (flow, None if k % 13 == 0 else noise, mid, 1.0, k // 40 % 3 - 1)
             cls = 0 if abs(ret) < 0.8e-5 else int(np.sign(ret))
-            label = (ret, cls, end + timedelta(seconds=30), ret * 30) if k < BUCKETS - 3 else (None,) * 4
+            label = (
+                (ret, cls, end + timedelta(seconds=30), ret * 30, None if k > BUCKETS - 9 else 0.2 + k % 2)
+                if k < BUCKETS - 3
+                else (None,) * 5
+            )
             vector.append((*key, *features))
             training.append((*key, *features, *label))
             sequences.append((*key, 1.0, book, 1.0, float(r.normal()), flow))
@@ -100,7 +105,7 @@ def test_the_ladder_learns_what_is_planted(
     kinds = ("logistic", "lightgbm", "student")
     chosen = [word for kind in kinds for word in ("--model", kind)]
     with environment(data_dir=str(tmp_path)):
-        shown = run(*BASIC, *chosen, "--epochs", "4")
+        shown = run(*BASIC, *chosen, "--epochs", "4", "--level-dropout", "0.1")
     for name in (
         "random search",
         "buy and hold",
@@ -124,6 +129,14 @@ def test_the_ladder_learns_what_is_planted(
     assert (_card(tmp_path, "student").source, _card(tmp_path, "student").window) == ("sequence_inputs", 60)
     rows = {kind: _card(tmp_path, kind).training_rows for kind in kinds}
     assert set(rows.values()) == {3 * (BUCKETS - 3)}
+    for variant in ("fp16", "int8"):
+        folder = tmp_path / "models" / "student" / variant
+        card, _ = load_model(folder)
+        assert card.name == f"student-{variant}"
+        assert card.version != _card(tmp_path, "student").version
+        assert 0 < card.parity_max_abs_diff < 0.1
+        assert abs(json.loads((folder / "evaluation.json").read_bytes())["ic_loss"]) < 0.05
+        assert f"student, {variant}: " in shown
     page = (tmp_path / "training.html").read_text()
     assert "human expert" in page
     assert "no decision" not in page
@@ -159,6 +172,31 @@ def test_one_model_is_trained_alone_under_a_name(
         assert b"calibration/" in load_model(tmp_path / "models" / "bench")[1]
         with pytest.raises(UserError, match="with one --model only"):
             run(*BASIC, "--name", "all")
+
+
+def test_rows_weigh_what_their_labels_say_alone(
+    tables: Settings, environment: Environment, tmp_path: Path
+) -> None:
+    one = (*BASIC, "--model", "logistic", "--name")
+    with environment(data_dir=str(tmp_path)):
+        run(*one, "alike")
+        run(*one, "unique", "--weigh", "uniqueness")
+        assert _card(tmp_path, "alike").version != _card(tmp_path, "unique").version
+    weights = read_dataset("label_cls_3", ["flow"]).weighted().weights
+    assert weights is not None
+    assert weights.mean() == pytest.approx(1)
+    assert len(np.unique(weights)) == 3, "two weights, and their mean where it is not known yet"
+
+
+def test_the_hour_of_the_day_is_compared_and_not_exported(
+    tables: Settings, environment: Environment, tmp_path: Path
+) -> None:
+    with environment(data_dir=str(tmp_path)):
+        run(*BASIC, "--model", "logistic", "--time-of-day", "--tune")
+        assert (tmp_path / "training-time-of-day.html").exists()
+        assert not (tmp_path / "models").exists()
+        with pytest.raises(UserError, match="label_smoothing in"):
+            run(*BASIC, "--label-smoothing", "1")
 
 
 def test_without_pytorch_the_baselines_are_trained_and_it_says_why(

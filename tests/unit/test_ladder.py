@@ -11,6 +11,7 @@ import pytest
 
 from python_udfs.errors import UserError
 from python_udfs.scorer.card import Column, ModelType, load_model
+from python_udfs.training import train as training
 from python_udfs.training.calibrate import Method
 from python_udfs.training.context import Context
 from python_udfs.training.dataset import Dataset, Label
@@ -282,3 +283,55 @@ def test_what_does_not_fit_together_is_said() -> None:
         fit_model(ModelType.STUDENT, Market(data), np.arange(200), OPTIONS)
     with pytest.raises(UserError, match="are too few for 3 folds"):
         climb(Market(dataset(60)), BASELINES, OPTIONS)
+
+
+def test_tuning_chooses_inside_the_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that learns nothing is there to be rejected; no inner fold holds a row of the outer test."""
+    kind, data = ModelType.LOGISTIC, dataset()
+    seen: list[np.ndarray] = []
+    whole = training.fit
+
+    def watched(kind: ModelType, rows: np.ndarray, *rest: object, **settings: object) -> object:
+        seen.append(rows)
+        return whole(kind, rows, *rest, **settings)
+
+    monkeypatch.setattr(training, "fit", watched)
+    monkeypatch.setitem(training.SETTINGS, kind, ({"C": 1e-9}, {"C": 1.0}))
+    fold = cut_folds(data, OPTIONS)[0]
+    fitted = fit_model(kind, Market(data), fold.train, replace(OPTIONS, tune=True))
+    assert fitted.setting == {"C": 1.0}
+    assert len(seen) == 2 * 2 + 1, "two settings on two inner folds, and the fit"
+    trained = {row.tobytes() for row in data.features[fold.train]}
+    assert {row.tobytes() for rows in seen for row in rows} <= trained
+
+
+def test_the_hour_of_the_day_is_learnt_from_the_folds_training_rows() -> None:
+    data = dataset()
+    hour = data.as_of // 3_600_000_000
+    shifted = replace(data, features=data.features + (100 * hour[:, None]).astype(np.float32))
+    fold = cut_folds(data, OPTIONS)[-1]
+    plain = Market(shifted).by_time_of_day(fold.train).data.features
+    early = np.flatnonzero(hour == 0)
+    assert abs(np.nanmedian(plain[early])) < 0.2
+    wild = shifted.features.copy()
+    wild[fold.test] *= 1000
+    again = Market(replace(shifted, features=wild)).by_time_of_day(fold.train).data.features
+    np.testing.assert_array_equal(again[fold.train], plain[fold.train])
+    ladder = climb(Market(data), BASELINES, replace(OPTIONS, time_of_day=True), folders={})
+    assert not ladder.cards
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_rows_without_weight_teach_nothing(kind: ModelType) -> None:
+    """Half of the rows say the reverse; they weigh nothing, and the model is that of the other half."""
+    data = dataset()
+    liar = np.arange(N) % 2 == 1
+    lying = replace(data, classes=np.where(liar, -data.classes, data.classes).astype(np.int8))
+    rows, classes = np.arange(N), classes_of(data)
+
+    def score(data: Dataset) -> float:
+        said = fit_model(kind, Market(data), rows, OPTIONS).of_rows(Market(data), rows, classes)
+        return float(np.corrcoef(said[:, 2] - said[:, 0], data.features[:, 1])[0, 1])
+
+    assert score(lying) < 0.5
+    assert score(replace(lying, weights=np.where(liar, 0.0, 2.0))) > 0.8

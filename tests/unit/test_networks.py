@@ -20,8 +20,7 @@ from python_udfs.errors import UserError
 from python_udfs.scorer.card import Column, ModelType
 from python_udfs.training import losses
 from python_udfs.training.dataset import Label
-from python_udfs.training.fit_network import Network, NetworkOptions, _hide_levels, fit_network, purged_tail
-from python_udfs.training.losses import Loss
+from python_udfs.training.fit_network import Network, _hide_levels, fit_network, purged_tail
 from python_udfs.training.metrics import direction
 from python_udfs.training.network_export import (
     compare,
@@ -32,6 +31,7 @@ from python_udfs.training.network_export import (
     to_int8,
     to_onnx,
 )
+from python_udfs.training.network_options import Loss, NetworkOptions
 from python_udfs.training.networks import REGIME, Layout, Normalise, build
 from python_udfs.training.sequences import Sequences, first_rows
 from python_udfs.training.stacking import fit_stack

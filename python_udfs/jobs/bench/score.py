@@ -167,8 +167,9 @@ def _baseline(folder: Path, live: Sequence[Column]) -> None:
 def _student(folder: Path, live: Sequence[Column]) -> None:
     """The student's network at the size that training gives it. Raises UserError where PyTorch is not installed."""
     from python_udfs.training.pytorch import torch  # isort: skip
-    from python_udfs.training.fit_network import Network, NetworkOptions
+    from python_udfs.training.fit_network import Network
     from python_udfs.training.network_export import to_onnx
+    from python_udfs.training.network_options import NetworkOptions
     from python_udfs.training.networks import Normalise, build
     from python_udfs.training.sequences import WINDOW
 
