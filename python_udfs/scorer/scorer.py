@@ -22,7 +22,7 @@ from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.scorer.card import Card, check_contract, load_model
 from python_udfs.scorer.model import RUNTIME, Model
-from python_udfs.scorer.relation import Floats, Instrument, Relation, Row, block
+from python_udfs.scorer.relation import Floats, Instrument, Relation, Rows, block
 from python_udfs.settings import Budget, settings
 
 __all__ = ["Deployed", "Deployments", "Instrument", "Prediction", "Role", "Scorer"]
@@ -135,7 +135,7 @@ class _Serving:
 class _Batch(NamedTuple):
     """The inputs of one model run, and where they come from."""
 
-    rows: dict[Instrument, Row]  # the latest of each, in the order of the batch
+    rows: dict[Instrument, Rows]  # in the order of the batch
     inputs: Floats
     hashes: list[str]
     missing: list[int]
@@ -178,6 +178,8 @@ class Scorer:
         loaded = load_model(source) if isinstance(source, Path) else None
         with ExitStack() as stack:
             self._c = stack.enter_context(db.connect(settings().database("features")))
+            # rows go in as tuples, features come out as arrays: the driver does one of both per connection
+            self._arrays = stack.enter_context(db.connect(settings().database("features"), use_numpy=True))
             if loaded is not None:
                 self._serving = self._set_up({Role.CHAMPION: Model(*loaded, threads=threads)})
             else:
@@ -200,6 +202,7 @@ class Scorer:
     def reconnect(self) -> None:
         """Drops the connection, after a network error; the next call makes a new one."""
         self._c.disconnect()
+        self._arrays.disconnect()
 
     def score(
         self,
@@ -238,7 +241,7 @@ class Scorer:
         self._look()
         serving = self._serving
         wanted = self._instruments() if instruments is None else list(dict.fromkeys(instruments))
-        rows: dict[str, dict[Instrument, list[Row]]] = {}
+        rows: dict[str, dict[Instrument, Rows]] = {}
         read_us: dict[str, int] = {}
         for table, relation in serving.relations.items():
             started = perf_counter_ns()
@@ -279,9 +282,7 @@ class Scorer:
         """The champion alone: inputs in its card's order, see `Model.run`, to probabilities (n, classes)."""
         return self._serving.models[Role.CHAMPION].run(inputs)
 
-    def read_latest(
-        self, wanted: list[Instrument], as_of: datetime | None = None
-    ) -> dict[Instrument, list[Row]]:
+    def read_latest(self, wanted: list[Instrument], as_of: datetime | None = None) -> dict[Instrument, Rows]:
         """What the champion reads, see `Relation.read`."""
         return self._serving.relations[self.card.table].read(wanted, as_of)
 
@@ -322,7 +323,7 @@ class Scorer:
         finite = np.isfinite(probabilities.sum(axis=1)).tolist()
         found = {}
         for place, (instrument, row) in enumerate(batch.rows.items()):
-            age = now - row.bucket_ts_end
+            age = now - row.last_end
             unusable = _unusable(
                 stale=age > self._max_age,
                 missing=batch.missing[place] > most_missing,
@@ -334,8 +335,8 @@ class Scorer:
                 exchange=instrument.exchange,
                 market_type=instrument.market_type,
                 symbol=instrument.symbol,
-                bucket_id=row.bucket_id,
-                bucket_ts_end=row.bucket_ts_end,
+                bucket_id=row.last_bucket,
+                bucket_ts_end=row.last_end,
                 model_name=model.card.name,
                 model_version=model.card.version,
                 feature_vector_version=model.card.feature_vector_version,
@@ -442,12 +443,20 @@ class Scorer:
             window = max(card.window for card in of)
             known = self._serving.relations.get(table)
             same = known and (known.features, known.window) == (features, window)
-            relations[table] = known if known and same else Relation(self._execute, table, features, window)
+            relations[table] = (
+                known if known and same else Relation(self._execute, self._columns, table, features, window)
+            )
         return _Serving(models, relations, deployed)
 
     def _execute(self, query: str, parameters: dict[str, Any] | None = None) -> list[Any]:
+        return self._ask(lambda: self._c.execute(query, parameters))
+
+    def _columns(self, query: str, parameters: dict[str, Any] | None = None) -> list[Any]:
+        return self._ask(lambda: self._arrays.execute(query, parameters, columnar=True))
+
+    def _ask(self, query: Callable[[], list[Any]]) -> list[Any]:
         try:
-            return self._c.execute(query, parameters)  # type: ignore[no-any-return]
+            return query()
         except driver_errors.ServerException as e:
             # most likely the table was rebuilt in another shape meanwhile: that has a better message
             for model in self._serving.models.values():
@@ -474,8 +483,8 @@ class Scorer:
             if hashed not in fresh
         }
         self._insert("scored_models", list(names[0]) if names else [], [tuple(n.values()) for n in names])
-        inputs = [(hashed, values.ravel().tolist()) for hashed, values in new.items()]
-        self._insert("prediction_inputs", ["feature_hash", "inputs"], inputs)
+        inputs = [(hashed, values.tobytes()) for hashed, values in new.items()]
+        self._insert("prediction_inputs", ["feature_hash", "packed"], inputs)
         self._insert("predictions", Prediction._fields, predictions)
         done = perf_counter_ns()
         # what no model reads now will hardly be read again
@@ -505,7 +514,7 @@ class Scorer:
 
 
 def _prepare(
-    card: Card, relation: Relation, rows: Mapping[Instrument, list[Row]], wanted: Sequence[Instrument]
+    card: Card, relation: Relation, rows: Mapping[Instrument, Rows], wanted: Sequence[Instrument]
 ) -> _Batch:
     """What the model gets: (n, features), or (n, window, features) where it reads a window, in the card's order."""
     of = {i: rows[i] for i in wanted if i in rows}
@@ -515,7 +524,7 @@ def _prepare(
     if card.window == 1:
         inputs = inputs[:, 0]
     return _Batch(
-        rows={i: last[-1] for i, last in of.items()},
+        rows=of,
         inputs=inputs,
         hashes=[hashlib.sha256(row.tobytes()).hexdigest() for row in inputs],
         missing=np.isnan(inputs).sum(axis=tuple(range(1, inputs.ndim))).tolist(),

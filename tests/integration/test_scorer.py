@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +156,13 @@ def test_what_was_seen_before_is_read_in_one_query(scorer: Scorer, monkeypatch: 
     insert(*(bucket(i, NOON) for i in many))
     scorer.score(many)
     asked: list[str] = []
-    execute = scorer._c.execute
 
-    def listening(query: str, *arguments: Any) -> Any:
+    def listening(execute: Callable[..., Any], query: str, *arguments: Any, **options: Any) -> Any:
         asked.append(query)
-        return execute(query, *arguments)
+        return execute(query, *arguments, **options)
 
-    monkeypatch.setattr(scorer._c, "execute", listening)
+    for c in (scorer._c, scorer._arrays):
+        monkeypatch.setattr(c, "execute", partial(listening, c.execute))
     insert(bucket(many[2], NOON + timedelta(seconds=2), 3))
     assert flows(scorer, scorer.score(many)) == [0, 0, 3, 0, 0]
     # one insert per table: a new input, and the predictions
