@@ -146,6 +146,13 @@ NOT_A_FEATURE = {
 }
 
 
+def test_parity_covers_every_relation_that_a_model_can_read(project: Project) -> None:
+    served = {k for k, n in project.models.items() if n["fqn"][1] == "serving" and n["version"] is not None}
+    parity = project.models["model.marketprism.feature_parity_rows"]
+    assert len(served) >= 3
+    assert served <= set(parity["depends_on"]["nodes"])
+
+
 def test_the_feature_catalogue_equals_the_models_columns(project: Project) -> None:
     models = [
         m for m in project.models.values() if m["path"].startswith("features/") and m["access"] == "public"
