@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -80,30 +78,25 @@ class Build:
         return manifest
 
 
-@contextmanager
-def building(project: Path, target: Path, name: str = "", seeds_from: Build | None = None) -> Iterator[Build]:
-    """A build of `project`; with a `name` in a features database of its own, which is dropped at the end.
+def building(project: Path, target: Path, instead_of: Build | None = None) -> Build:
+    """A build of `project` in the features database of the current store.
 
-    seeds_from: takes over another build's reference data, as it is.
+    instead_of: what that built is dropped, all but its reference data; what it parsed is parsed again only where
+        `project` differs: a whole parse takes 15 s.
     """
-    suffix = f"_{name}" if name else ""
-    build = Build(project, settings().database("features") + suffix, target)
+    build = Build(project, settings().database("features"), target)
     target.mkdir(parents=True, exist_ok=True)
     profile = (project / "profiles.yml").read_text()
-    for old, new in (
-        ('}}marketprism_features"', f'}}}}marketprism_features{suffix}"'),
-        ("precise_float_parsing: 1", f"precise_float_parsing: 1\n        max_block_size: {BLOCK_ROWS}"),
-    ):
-        profile = replace_once(profile, old, new, "profiles.yml")
-    (target / "profiles.yml").write_text(profile)
-    try:
-        if seeds_from:
-            with db.connect() as c:
-                c.execute(f"create database {build.features}")
-                for table in SEEDS:
-                    c.execute(f"create table {build.features}.{table} clone as {seeds_from.features}.{table}")
-        yield build
-    finally:
-        if name:
-            with db.connect() as c:
-                c.execute(f"drop database if exists {build.features} sync")
+    block = ("precise_float_parsing: 1", f"precise_float_parsing: 1\n        max_block_size: {BLOCK_ROWS}")
+    (target / "profiles.yml").write_text(replace_once(profile, *block, "profiles.yml"))
+    if instead_of:
+        shutil.copy(instead_of.target / "partial_parse.msgpack", target)
+        with db.connect(build.features) as c:
+            made = c.execute(
+                "select name, engine from system.tables where database = currentDatabase() and name not in %(seeds)s "
+                "order by engine != 'MaterializedView'",
+                {"seeds": SEEDS},
+            )
+            for name, engine in made:
+                c.execute(f"drop {'view' if engine.endswith('View') else 'table'} {db.names([name])} sync")
+    return build

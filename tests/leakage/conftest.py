@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -60,12 +60,12 @@ def prepared(build: Build, loaded: Loaded, only: Sequence[str] = ()) -> Story:
 
 
 @pytest.fixture(scope="module")
-def built(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def built(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Everything built at once: FULL, cut, shuffled, and (cut as well) those that are to grow."""
-    with building(REPOSITORY, tmp_path_factory.mktemp("dbt")) as build:
-        story = prepared(build, loaded)
-        build.dbt("run", "--full-refresh")
-        yield story
+    build = building(REPOSITORY, tmp_path_factory.mktemp("dbt"))
+    story = prepared(build, loaded)
+    build.dbt("run", "--full-refresh")
+    return story
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,32 +219,29 @@ LEAKS |= {
 
 
 @pytest.fixture(scope="module")
-def raw(module_store: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def raw(module_store: Settings, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The variants' raw rows, all late ones included: every mutant builds from nothing."""
     loaded = generated()
     project = copy_project(tmp_path_factory.mktemp("project"))
-    with building(project, tmp_path_factory.mktemp("dbt")) as build:
-        story = prepared(build, loaded, only=("END", "MID", "HOUR"))
-        grow(story.variants)
-        yield story
+    story = prepared(building(project, tmp_path_factory.mktemp("dbt")), loaded, only=("END", "MID", "HOUR"))
+    grow(story.variants)
+    return story
 
 
-def _violations(
-    raw: Story, project: Path, target: Path, name: str, models: Sequence[str] = CORE
-) -> list[Violation]:
+def _violations(raw: Story, project: Path, target: Path, models: Sequence[str] = CORE) -> list[Violation]:
     """All checks on a build of some models of `project` and what they are made of."""
-    with building(project, target, name, seeds_from=raw.build) as build:
-        built = {r.node.alias for r in build.dbt("run", "--select", *models)}
-        return [
-            *forbidden(project),
-            *dependencies(build),
-            *inputs(build, built),
-            *compare(build, raw.of("cut", "shuffle", "late"), only=built).violations,
-        ]
+    build = building(project, target, instead_of=raw.build)
+    built = {r.node.alias for r in build.dbt("run", "--select", *models)}
+    return [
+        *forbidden(project),
+        *dependencies(build),
+        *inputs(build, built),
+        *compare(build, raw.of("cut", "shuffle", "late"), only=built).violations,
+    ]
 
 
 def test_nothing_is_found_where_nothing_was_planted(raw: Story, tmp_path: Path) -> None:
-    assert_none(_violations(raw, raw.build.project, tmp_path / "target", "control"))
+    assert_none(_violations(raw, raw.build.project, tmp_path / "target"))
 
 
 @pytest.mark.parametrize("name", LEAKS)
@@ -257,8 +254,7 @@ def test_a_planted_leak_is_found(raw: Story, tmp_path: Path, name: str) -> None:
         else:
             (project / file).write_text(new)
     found = {
-        (v.check, v.table.split(":")[0])
-        for v in _violations(raw, project, tmp_path / "target", name, leak.models)
+        (v.check, v.table.split(":")[0]) for v in _violations(raw, project, tmp_path / "target", leak.models)
     }
     assert leak.found_by <= found, f"not found: {leak.found_by - found}; found: {sorted(found)}"
 
@@ -269,7 +265,7 @@ def test_a_model_must_say_when_its_rows_are_known(raw: Story, tmp_path: Path) ->
         "select exchange, market_type, symbol, toDate(bucket_ts_end) as day, sum(volume) as volume "
         "from {{ ref('trade_flow') }} group by all"
     )
-    with building(project, tmp_path / "target", "timeless", seeds_from=raw.build) as build:
-        build.dbt("run")
-        with pytest.raises(AssertionError, match=r"when is a row of \['daily_volume'\] known"):
-            parts(build)
+    build = building(project, tmp_path / "target", instead_of=raw.build)
+    build.dbt("run")
+    with pytest.raises(AssertionError, match=r"when is a row of \['daily_volume'\] known"):
+        parts(build)

@@ -74,9 +74,9 @@ def test_what_reads_around_staging_is_found(tmp_path: Path) -> None:
     project = copy_project(tmp_path / "project")
     (project / FEATURE).write_text("select 1 as one from {{ source('hot', 'trades') }}")
     (project / FEATURES / "hindsight.sql").write_text("select 1 as one from {{ ref('late_trades') }}")
-    with building(project, tmp_path / "target") as build:
-        build.dbt("parse")
-        assert {(v.table, v.note) for v in dependencies(build)} == {
-            ("planted", "source.marketprism.hot.trades past staging"),
-            ("hindsight", "model.marketprism.late_trades"),
-        }
+    build = building(project, tmp_path / "target")
+    build.dbt("parse")
+    assert {(v.table, v.note) for v in dependencies(build)} == {
+        ("planted", "source.marketprism.hot.trades past staging"),
+        ("hindsight", "model.marketprism.late_trades"),
+    }
