@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from python_udfs.dashboard.cli import dashboard_command
 from python_udfs.errors import UserError
 from python_udfs.experts.cli import app as experts_app
 from python_udfs.exporter.cli import alerts_command, exporter_command
@@ -60,5 +61,6 @@ app.command("catalog")(catalog_command)
 app.command("quality")(quality_command)
 app.command("exporter")(exporter_command)
 app.command("alerts")(alerts_command)
+app.command("dashboard")(dashboard_command)
 app.command("bench")(bench_command)
 app.command("refresh-candidates")(refresh_candidates_command)
