@@ -73,7 +73,8 @@ def _rule(t: Threshold) -> dict[str, Any]:
     return {
         "alert": t.metric,
         "expr": f'marketprism_health_value{{metric="{t.metric}"}} {t.comparison} {t.threshold:g}',
-        "labels": {"severity": t.severity},
+        # two thresholds of one severity are two alerts
+        "labels": {"severity": t.severity, "threshold": f"{t.threshold:g}"},
         "annotations": {
             "summary": f"{t.metric} is {{{{ $value }}}} {t.unit} ({t.comparison} {t.threshold:g}): {_WHERE}",
             "runbook": t.runbook,

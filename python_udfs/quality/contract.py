@@ -102,7 +102,7 @@ def contracts() -> dict[str, Contract]:
         if limit.relation == "predictions":
             [model] = yaml.safe_load(PREDICTIONS.read_text())["models"]
             listed[limit.relation] = _contract(
-                "predictions", "serving", model, model["columns"], {}, variables
+                "predictions", "serving", model, columns=model["columns"], shared={}, variables=variables
             )
             listed[limit.relation].ordered_by = "predicted_at"
             continue
