@@ -109,7 +109,7 @@ def test_planted_health_is_shown(filled: Settings) -> None:
     ):
         assert words in text, (words, text)
     assert "vwap" not in text  # a price
-    assert [i for i in found.all("img")] == []
+    assert found.all("img") == []
     assert HOSTILE in found.text
 
 
