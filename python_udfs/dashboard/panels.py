@@ -24,12 +24,12 @@ BUDGET_S: Final = 8.0
 HEADLINES: Final = (
     ("mid_close", "mid"),
     ("spread_bps_close", "spread, bps"),
-    ("tob_imbalance_close", "book imbalance"),
-    ("flow_imbalance", "flow imbalance"),
+    ("tob_imbalance_close", "book imb."),
+    ("flow_imbalance", "flow imb."),
     ("ofi", "OFI"),
     ("vpin", "VPIN"),
-    ("rv", "realized variance"),
-    ("kyle_lambda", "Kyle's lambda"),
+    ("rv", "RV"),
+    ("kyle_lambda", "Kyle λ"),
 )
 _DAY: Final = "bucket_ts_start > (select max(bucket_ts_start) from {f}.%s) - toIntervalDay(1)"
 _BY_INSTRUMENT: Final = "exchange, market_type, symbol"

@@ -6,6 +6,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -38,10 +39,14 @@ class Run:
         return not self.failed
 
 
+def _expectations() -> Any:
+    """The library's expectations. Imported when needed: it takes seconds, and it does not declare what it exports."""
+    return import_module("great_expectations.expectations")
+
+
 def expectations(batch: Batch) -> list[Expectation]:
     """What is expected of the newest rows of a relation."""
-    import great_expectations.expectations as gxe
-
+    gxe = _expectations()
     contract, limit, there = batch.contract, batch.limits, set(batch.rows.columns)
     found: list[Expectation] = [gxe.ExpectTableRowCountToBeBetween(min_value=limit.min_rows)]
     found += [
@@ -85,10 +90,9 @@ def run(c: Client) -> Run:
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
-    import great_expectations.expectations as gxe
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    started, promised = datetime.now(UTC), contracts()
+    gxe, started, promised = _expectations(), datetime.now(UTC), contracts()
     docs = settings().data_dir / "quality"
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -98,7 +102,7 @@ def run(c: Client) -> Run:
     context.add_data_docs_site(
         "quality", {"class_name": "SiteBuilder", "store_backend": store, "site_index_builder": index}
     )
-    source = context.data_sources.add_pandas("clickhouse")
+    source: Any = context.data_sources.add_pandas("clickhouse")
     definitions, relations, checks = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         for limit in limits():

@@ -167,11 +167,11 @@ def _contract(
         for test in [*column.get("data_tests", []), *shared.get(column["name"], [])]:
             arguments = _arguments(test)
             if "accepted_range" in test:
-                bounds = [
+                low, high = (
                     None if (bound := arguments.get(side)) is None else _number(bound, variables)
                     for side in ("min_value", "max_value")
-                ]
-                contract.ranges[column["name"]] = Range(*bounds, arguments.get("inclusive", True))
+                )
+                contract.ranges[column["name"]] = Range(low, high, arguments.get("inclusive", True))
             elif "accepted_values" in test:
                 contract.values[column["name"]] = arguments["values"]
     return contract
@@ -189,7 +189,7 @@ def _number(bound: Any, variables: Mapping[str, Any]) -> float:
     """A bound as dbt and ClickHouse would read it: a number, a var of the project, or arithmetic."""
     try:
         text = jinja2.Template(str(bound), undefined=jinja2.StrictUndefined).render(var=variables.__getitem__)
-        value = jinja2.Environment(autoescape=True).compile_expression(text, undefined_to_none=False)()
+        value: Any = jinja2.Environment(autoescape=True).compile_expression(text, undefined_to_none=False)()
         return float(value)
     except (jinja2.TemplateError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"accepted_range: {bound!r} is no number, var or arithmetic: {e}") from e
