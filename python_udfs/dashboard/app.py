@@ -19,7 +19,7 @@ from starlette.routing import Route
 from python_udfs.dashboard.panels import HEADLINES, Panel, Row, Snapshot, snapshot
 from python_udfs.exporter import alerts
 from python_udfs.jobs.report import svg
-from python_udfs.settings import REPOSITORY, settings
+from python_udfs.settings import REPOSITORY, Layer, settings
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -37,7 +37,8 @@ class _Latest:
     def __init__(self, every_s: float, look: Callable[[], Snapshot]) -> None:
         self._every_s, self._look = every_s, look
         self._lock = threading.Lock()
-        self._at, self._snapshot = -float("inf"), None
+        self._at = -float("inf")
+        self._snapshot: Snapshot | None = None
 
     def __call__(self) -> Snapshot:
         with self._lock:
@@ -107,7 +108,7 @@ def _runbook(request: Request) -> Response:
 
 def _context(s: Snapshot) -> dict[str, Any]:
     """What the template needs."""
-    layers = ("features", "serving")
+    layers: tuple[Layer, ...] = ("features", "serving")
     limits = sorted({t.threshold for t in alerts.thresholds() if t.metric == "feature_psi_week"})
     return {
         "at": s.at,

@@ -158,7 +158,8 @@ def _panel(c: Client, sql: str, left_s: float) -> Panel:
         return Panel(db.rows(c, bounded))
     except driver_errors.ServerException as e:
         if e.code in _ABSENT:
-            return Panel(problem="Not there yet: `make build` makes it.")
+            command = "make migrate" if settings().database("serving") in sql else "make build"
+            return Panel(problem=f"Not there yet: `{command}` makes it.")
         if e.code == _CODES.UNKNOWN_IDENTIFIER:
             return Panel(
                 problem="It is of another version than this page: `make build` brings it up to date."

@@ -77,7 +77,7 @@ def limits() -> list[Limits]:
                 int(r["newest_rows"]),
                 int(r["min_rows"]),
                 float(r["max_lag_s"]) if r["max_lag_s"] else None,
-                tuple(r["behind"].split(".")) if r["behind"] else None,  # type: ignore[arg-type]
+                tuple(r["behind"].split(".")) if r["behind"] else None,
             )
             for r in csv.DictReader(f)
         ]
