@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from python_udfs import db
 from python_udfs.dashboard.app import create_app
+from python_udfs.dashboard.cli import dashboard_command
 from python_udfs.dashboard.panels import _panel, snapshot
-from python_udfs.settings import REPOSITORY, Settings
-from tests.integration.test_exporter import fill, wait_for
+from python_udfs.errors import UserError
+from python_udfs.settings import Settings
+from tests.integration.test_exporter import fill
 from tests.integration.test_report import Page
 from tests.support import execute
 
@@ -145,27 +149,40 @@ def test_several_pages_ask_the_store_once(filled: Settings) -> None:
     assert first in second
 
 
-@pytest.fixture
-def served(filled: Settings, free_ports: Callable[[int], list[int]]) -> Iterator[str]:
-    """`marketprism dashboard` as a process of its own."""
+def test_the_command_listens_on_this_machine_alone(
+    free_ports: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda _, **words: given.update(words))
     [port] = free_ports(1)
-    words = [sys.executable, "-m", "python_udfs.dashboard", "--port", str(port), "--every-s", "0.5"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    ) as process:
-        try:
-            wait_for(f"{LOCAL}:{port}/live", process)
-            yield f"{LOCAL}:{port}/"
-        finally:
-            process.terminate()
-            process.wait(60)
+    dashboard_command(port)
+    assert (given["host"], given["port"]) == ("127.0.0.1", port)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(UserError, match="Give another --port"):
+            dashboard_command(port)
 
 
-def test_a_browser_renders_it_and_it_renews_itself(served: str, tmp_path: Path) -> None:
+def test_a_browser_renders_it_and_it_renews_itself(
+    filled: Settings, tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium is installed")
+    looks = 0
+
+    def look() -> Any:
+        nonlocal looks
+        looks += 1
+        return replace(snapshot(), took_s=looks)
+
+    [port] = free_ports(1)
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(0.01, look), host="127.0.0.1", port=port, log_level="warning")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
     words = [
         "--headless",
         "--no-sandbox",
@@ -173,12 +190,18 @@ def test_a_browser_renders_it_and_it_renews_itself(served: str, tmp_path: Path) 
         "--disable-background-networking",
         f"--user-data-dir={tmp_path}",
     ]
-    done = subprocess.run(
-        [program, *words, "--window-size=390,2400", "--virtual-time-budget=4000", "--dump-dom", served],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [program, *words, "--window-size=390,2400", "--virtual-time-budget=2000", "--dump-dom", f"{LOCAL}:{port}/"],
+            capture_output=True, text=True, check=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        server.should_exit = True
+        thread.join()
     found = Page(done.stdout)
-    assert "Health findings" in found.text
-    assert 'class="lost"' not in done.stdout
-    # the script has put in a newer look than that which the page came with
-    assert "updates itself each 500 ms" in found.text
+    assert "bucket_duration_p90_s" in found.text
+    assert "lost" not in [a.get("class") for a in found.all("body")]
+    # what the script put in is a later look than that which the page came with
+    shown = re.search(r"asked in (\d+) s", found.text)
+    assert shown is not None
+    assert int(shown[1]) > 1

@@ -10,17 +10,18 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from python_udfs.errors import UserError
 from python_udfs.exporter import alerts
+from python_udfs.exporter.cli import exporter_command
 from python_udfs.exporter.collector import StoreCollector
 from python_udfs.exporter.queries import SOURCES, Source
 from python_udfs.settings import REPOSITORY, Settings
@@ -83,24 +84,6 @@ def fill(layer: str = "features") -> None:
         "insert into quality_runs (run_id, finished_at, success, expectations, failed) select generateUUIDv4(), now64(3), 0, 9, ['a: b']",
         layer="serving",
     )
-
-
-@contextmanager
-def exporting(port: int) -> Iterator[str]:
-    """`marketprism exporter` as a process of its own, until it answers; it ends on a signal with 0."""
-    words = [sys.executable, "-m", "python_udfs.exporter", "--port", str(port)]
-    with subprocess.Popen(
-        words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment()
-    ) as process:
-        try:
-            yield wait_for(f"http://127.0.0.1:{port}/metrics", process)
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> str:
@@ -186,6 +169,22 @@ def test_a_store_that_is_down_is_said(
     assert samples == {("marketprism_up", frozenset()): 0}
 
 
+def test_the_command_serves_until_it_is_told_to_stop(
+    store: Settings, free_ports: Callable[[int], list[int]]
+) -> None:
+    [port] = free_ports(1)
+    words = [sys.executable, "-m", "python_udfs.exporter", "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert "marketprism_up 1.0" in wait_for(f"http://127.0.0.1:{port}/metrics", process)
+        with pytest.raises(UserError, match="Give another --port"):
+            exporter_command(port)
+        process.terminate()
+        assert process.wait(60) == 0
+
+
 def test_a_real_prometheus_scrapes_alerts_and_answers_the_dashboard(
     store: Settings, tmp_path: Path, free_ports: Callable[[int], list[int]]
 ) -> None:
@@ -196,7 +195,6 @@ def test_a_real_prometheus_scrapes_alerts_and_answers_the_dashboard(
     port, own = free_ports(2)
     config = yaml.safe_load((REPOSITORY / "docs/operations/prometheus/prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s", "scrape_timeout": "1s"}
-    config["global"]["scrape_timeout"] = "1s"
     config["scrape_configs"][0] |= {"scrape_interval": "10s", "scrape_timeout": "10s"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{port}"]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -213,12 +211,11 @@ def test_a_real_prometheus_scrapes_alerts_and_answers_the_dashboard(
         with urllib.request.urlopen(api + path, timeout=30) as answer:
             return json.load(answer)["data"]
 
-    with (
-        exporting(port) as text,
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as prometheus,
-    ):
+    registry = CollectorRegistry()
+    registry.register(StoreCollector())
+    server, _ = start_http_server(port, "127.0.0.1", registry)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as prometheus:
         try:
-            assert "marketprism_up 1.0" in text
             wait_for(f"http://127.0.0.1:{own}/-/ready", prometheus)
             for _ in range(300):
                 found = {a["labels"]["alertname"]: a for a in ask("alerts")["alerts"]}
@@ -248,3 +245,4 @@ def test_a_real_prometheus_scrapes_alerts_and_answers_the_dashboard(
         finally:
             prometheus.terminate()
             prometheus.wait(60)
+            server.shutdown()
