@@ -97,6 +97,12 @@ _QUERIES: Final[Mapping[str, str]] = {
     """,
     "views": "select name, status, last_success_at, exception, "
     "dateDiff('millisecond', last_success_at, now64(3, 'UTC')) / 1000 as age_s from {f}.view_refreshes order by name",
+    "freshness": """
+        select feature_vector, p50_s, p99_s, max_s, row_count
+        from {f}.freshness
+        where symbol = ''
+        order by feature_vector
+    """,
     "quality": """
         select finished_at, success, relations, expectations, failed,
             dateDiff('millisecond', finished_at, now64(3, 'UTC')) / 1000 as age_s

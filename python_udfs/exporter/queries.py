@@ -187,6 +187,25 @@ SOURCES: Final = (
         ),
     ),
     Source(
+        "features",
+        "freshness",
+        "select feature_vector, exchange, market_type, symbol, p50_s, p99_s from {relation}",
+        (
+            Gauge(
+                "feature_freshness_seconds_p50",
+                "From the closing trade's insert to the feature row: median. No instrument named: all together.",
+                "p50_s",
+                ("feature_vector", *INSTRUMENT),
+            ),
+            Gauge(
+                "feature_freshness_seconds_p99",
+                "99th percentile of the same.",
+                "p99_s",
+                ("feature_vector", *INSTRUMENT),
+            ),
+        ),
+    ),
+    Source(
         "serving",
         "job_runs",
         """

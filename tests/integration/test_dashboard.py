@@ -108,6 +108,7 @@ def test_planted_health_is_shown(filled: Settings) -> None:
         "new:v2 at 5 %",
         "promote by me@here: because",
         "9 expectations",
+        "feature_vector_v2: 800 ms from the closing trade's insert to the row, 99 % within 1.5 s",
         "bad DB::Exception failed",
         "0.3 largest PSI ofi",
     ):

@@ -71,6 +71,9 @@ def fill(layer: str = "features") -> None:
         "create table view_refreshes (name String, status String, last_success_at Nullable(DateTime64(3, 'UTC')), exception String, "
         "rows UInt64) engine = Memory",
         "insert into view_refreshes values ('good', 'Scheduled', now64(3), '', 5), ('bad', 'Scheduled', null, 'DB::Exception', 0)",
+        "create table freshness (feature_vector String, exchange String, market_type String, symbol String, row_count UInt64, p50_s Float64, "
+        "p99_s Float64, max_s Float64, last_arrived_at DateTime64(3, 'UTC')) engine = Memory",
+        "insert into freshness values ('feature_vector_v2', '', '', '', 9, 0.8, 1.5, 2, now64(3))",
     ):
         execute(sql, layer=layer)
     execute(
