@@ -42,7 +42,7 @@ def scrape(collector: StoreCollector | None = None) -> Samples:
     return {(s.name, frozenset(s.labels.items())): s.value for f in families for s in f.samples}
 
 
-def value(samples: Samples, name: str, **labels: str) -> float:
+def value(samples: Samples, name: str, /, **labels: str) -> float:
     return samples[f"marketprism_{name}", frozenset(labels.items())]
 
 
@@ -52,8 +52,8 @@ def fill(layer: str = "features") -> None:
         f"create table unified_buckets ({_KEYS}, bucket_id UInt64, bucket_ts_start DateTime64(6, 'UTC'), "
         "bucket_ts_end DateTime64(6, 'UTC'), cut_trigger String, trade_count UInt32, duration_s Float64) engine = Memory",
         # ten minutes ago and older: 8 by volume of 10 s, one by time of 60 s, one by anchor; and one from long before
-        f"insert into unified_buckets select {_WHO}, number, now64(6) - toIntervalSecond(600 + number * 100), "
-        "bucket_ts_start + toIntervalSecond(duration_s), ['time', 'anchor', 'volume'][least(number + 1, 3)] as t, 10 + number, "
+        f"insert into unified_buckets select {_WHO}, number, now64(6) - toIntervalSecond(600 + number * 100) as starts, "
+        "starts + toIntervalSecond(duration_s), ['time', 'anchor', 'volume'][least(number + 1, 3)] as t, 10 + number, "
         "if(t = 'time', 60, 10) as duration_s from numbers(10)",
         f"insert into unified_buckets select {_WHO}, 99, now64(6) - toIntervalHour(5), now64(6) - toIntervalHour(4), 'time', 9, 3600",
         f"create table health_metrics (metric String, {_KEYS}, detail String, value Nullable(Float64), as_of DateTime64(3, 'UTC')) "
@@ -198,7 +198,7 @@ def test_a_real_prometheus_scrapes_alerts_and_answers_the_dashboard(
     port, own = free_ports(2)
     config = yaml.safe_load((REPOSITORY / "docs/operations/prometheus/prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s", "scrape_timeout": "1s"}
-    config["scrape_configs"][0] |= {"scrape_interval": "10s", "scrape_timeout": "10s"}
+    config["scrape_configs"][0] |= {"scrape_interval": "3s", "scrape_timeout": "3s"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{port}"]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(alerts.FILE, tmp_path)
