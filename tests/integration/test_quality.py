@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -40,6 +41,8 @@ def _value(contract: Contract, name: str, i: int) -> Any:
     }
     if name in times:
         return times[name]
+    if seconds := re.fullmatch(r"label_known_at_(\d+)s", name):
+        return times["bucket_ts_end"] + timedelta(seconds=int(seconds[1]))
     if name in contract.grain and "Int" in kind:
         return i + 1
     if "Nullable" in kind:
