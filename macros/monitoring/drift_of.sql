@@ -13,7 +13,7 @@
 {%- set span = {} -%}
 {%- for bound in ['reference_from', 'reference_to', 'current_from', 'current_to'] -%}
     {#- no such reference: an empty span, not NULL -#}
-    {%- do span.update({bound: "(select max(" ~ bound ~ ") from " ~ ref('drift_spans') ~ " where reference = '" ~ reference ~ "')"}) -%}
+    {%- do span.update({bound: "assumeNotNull((select max(" ~ bound ~ ") from " ~ ref('drift_spans') ~ " where reference = '" ~ reference ~ "'))"}) -%}
 {%- endfor %}
     {{ 'union all' if not loop.first }}
     select

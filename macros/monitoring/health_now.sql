@@ -9,7 +9,7 @@
 {%- if now is none -%}
     now64(3, 'UTC')
 {%- elif now == 'latest' -%}
-    (select toDateTime64(max(bucket_ts_end), 3, 'UTC') from {{ ref('unified_buckets') }})
+    assumeNotNull((select toDateTime64(max(bucket_ts_end), 3, 'UTC') from {{ ref('unified_buckets') }}))
 {%- else -%}
     parseDateTime64BestEffort('{{ now }}', 3, 'UTC')
 {%- endif -%}

@@ -7,7 +7,7 @@ with judged as (
 bounds as (
     select
         judged_at,
-        least(judged_at, (select toDateTime64(max(bucket_ts_end), 3, 'UTC') from {{ ref('unified_buckets') }})) as window_to,
+        least(judged_at, assumeNotNull((select toDateTime64(max(bucket_ts_end), 3, 'UTC') from {{ ref('unified_buckets') }}))) as window_to,
         window_to - toIntervalSecond({{ var('health_window_s') }}) as window_from
     from judged
 ),
@@ -149,5 +149,5 @@ select
     toString(symbol) as symbol,
     toString(detail) as detail,
     toNullable(toFloat64(value)) as value,
-    toDateTime64(as_of, 3, 'UTC') as as_of
+    assumeNotNull(toDateTime64(as_of, 3, 'UTC')) as as_of
 from measured

@@ -11,7 +11,7 @@ with judged as (
 bounds as (
     select
         judged_at,
-        least(judged_at, (select toDateTime64(max(bucket_ts_end), 3, 'UTC') from {{ ref('unified_buckets') }})) as window_to,
+        least(judged_at, assumeNotNull((select toDateTime64(max(bucket_ts_end), 3, 'UTC') from {{ ref('unified_buckets') }}))) as window_to,
         window_to - {{ window }} as window_from
     from judged
 ),
@@ -214,5 +214,5 @@ select
     symbol,
     detail,
     value,
-    (select window_to from bounds) as as_of
+    assumeNotNull((select window_to from bounds)) as as_of
 from measured
