@@ -8,6 +8,14 @@
     tags=['health'],
 ) }}
 {%- set key = 'exchange, market_type, symbol' %}
+{%- set is_recovering = false %}
+{%- if execute and is_incremental() %}
+{%- set counted = run_query(
+    'select count() from (select argMax(tuple(better_since), changed_at).1 as at from ' ~ this ~ ' group by ' ~ key ~ ') where at is not null'
+) %}
+{%- set is_recovering = counted.columns[0].values()[0] > 0 %}
+{%- endif %}
+-- depends_on: {{ ref('feature_parity_rows') }}
 -- One row per instrument and change of its state, of what it should be, or of the reasons. Each run adds what has changed.
 with last_changes as (
     {% if is_incremental() -%}
@@ -66,8 +74,9 @@ complete as (
     group by r.exchange, r.market_type, r.symbol
 ),
 
--- What was scored from the first complete bucket on must be what is there now, to the bit.
+-- What was scored since then must be what is there now, to the bit. Of nobody recovering nothing is compared: that costs seconds.
 scored as (
+    {% if is_recovering -%}
     select
         p.exchange as exchange,
         p.market_type as market_type,
@@ -86,9 +95,16 @@ scored as (
         on p.exchange = r.exchange
         and p.market_type = r.market_type
         and p.symbol = r.symbol
-    -- a NULL bound of nobody recovering: nothing is read
-    where p.bucket_ts_end > (select min(better_since) - toIntervalSecond({{ var('parity_lookback_s') }}) from recovering)
     group by p.exchange, p.market_type, p.symbol
+    {%- else -%}
+    select
+        exchange,
+        market_type,
+        symbol,
+        toUInt64(0) as inputs,
+        toUInt64(0) as differing
+    from recovering
+    {%- endif %}
 ),
 
 judged as (

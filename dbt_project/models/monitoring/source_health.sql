@@ -147,6 +147,7 @@ missing as (
     array join
         names as name,
         are_missing as is_missing
+    where name not in (select s.name from {{ ref('sparse_features') }} as s)
     group by exchange, market_type, symbol, name
     having countIf(is_recent) > 0 and countIf(not is_missing) > 0
 ),
