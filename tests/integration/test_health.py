@@ -146,7 +146,7 @@ def plant_feeds(instrument: Instrument, received_ms: float, late: int, off: int)
         insert("stale_candidates", [at | {"hour": hour, "buckets": 10, "stale_buckets": 1}])
 
 
-def plant_model(name: str, instrument: Instrument, rng: np.random.Generator) -> None:
+def plant_model(name: str, instrument: Instrument) -> None:
     """Scores of six hours on an instrument. `gone` says the contrary of what comes, too sure, too slowly, and to and fro."""
     is_bad = name == "gone"
     model = {"model_name": name, "model_version": "v"}
@@ -171,7 +171,7 @@ def plant_model(name: str, instrument: Instrument, rng: np.random.Generator) -> 
 
 
 def plant_labels(instrument: Instrument) -> None:
-    """What the score of `fine` says comes, with its probability: stratified, so that small bins are honest, too."""
+    """What the score of `fine` says comes, with its probability."""
     rng = np.random.default_rng(5)
     rows = []
     for i in range(3 * N):
@@ -238,7 +238,7 @@ def clean(module_store: Settings) -> dict[Finding, set[Place]]:
     plant_features(CLEAN)
     plant_feeds(CLEAN, 20, 0, 0)
     plant_labels(CLEAN)
-    plant_model("fine", CLEAN, np.random.default_rng(1))
+    plant_model("fine", CLEAN)
     deploy(["fine"])
     dbt("build", "--exclude-resource-type", "test", "unit_test", select=f"{SEEDS} {DRIFT} {HEALTH}", **VARS)
     return findings()
@@ -265,7 +265,6 @@ def test_clean_data_is_silent_though_it_is_measured(clean: dict[Finding, set[Pla
 @pytest.fixture(scope="module")
 def planted(clean: object) -> Iterator[dict[Finding, set[Place]]]:
     """The findings with a mild and a bad instrument beside the clean one, and three models that are off."""
-    rng = np.random.default_rng(2)
     plant_clock(MILD, 100, 100)
     plant_clock(BAD, 130, 400)
     plant_feeds(MILD, -200, 20, 5)
@@ -273,7 +272,7 @@ def planted(clean: object) -> Iterator[dict[Finding, set[Place]]]:
     plant_features(BAD)
     plant_labels(BAD)
     for name in ("off", "further", "gone"):
-        plant_model(name, BAD, rng)
+        plant_model(name, BAD)
     insert(
         "scored_models",
         [{"model_name": n, "model_version": "v", "classes": [-1, 0, 1]} for n in MODELS],
@@ -288,7 +287,8 @@ def planted(clean: object) -> Iterator[dict[Finding, set[Place]]]:
     insert(
         "quarantine", [{"kind": k, "data_source": "feed", "reason_code": r} for k, r in refused], layer="hot"
     )
-    dbt("run", select="drift_bins feature_drift prediction_drift source_health", **VARS)
+    states = "instrument_state_changes instrument_states"
+    dbt("run", select=f"drift_bins feature_drift prediction_drift source_health {states}", **VARS)
     yield findings()
 
 
@@ -321,6 +321,10 @@ def test_the_worst_finding_decides_what_is_asked_for(planted: dict[Finding, set[
     rank, reasons = rows["BAD"]
     assert rank == 3
     assert {"bucket_id_anomalies", "bucket_lag_s", "bucket_duration_p90_s", "venue_off_share"} <= set(reasons)
+    states = {
+        r["symbol"]: (r["state"], r["since"], r["as_of"]) for r in query("select * from instrument_states")
+    }
+    assert states == {"CLEAN": ("ok", NOW, NOW), "MILD": ("degraded", NOW, NOW), "BAD": ("halted", NOW, NOW)}
 
 
 def test_breaches_fail_by_severity_where_a_feed_is_live(planted: object) -> None:
