@@ -12,7 +12,10 @@
 {%- for tenth in range(1, 10) %}{% do levels.append(tenth / 10) %}{% endfor %}
 -- One row per reference span, instrument and feature: the deciles of its values there, and how many lay between them.
 with spans as (
-    select *
+    select
+        reference,
+        reference_from,
+        reference_to
     from {{ ref('drift_spans') }}
 ),
 

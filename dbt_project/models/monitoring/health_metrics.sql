@@ -42,7 +42,13 @@ clocks as (
 
 -- The newest whole or begun day of each model.
 prediction_day as (
-    select *
+    select
+        model_name,
+        model_version,
+        last_at,
+        ic,
+        ece,
+        turnover_per_bucket
     from {{ ref('prediction_days') }}
     where day <= (select toDate(judged_at) from bounds) -- noqa: RF04
     order by day desc

@@ -36,7 +36,7 @@ ranked as (
         day,
         {%- for value in ['score', 'paired_return'] %}
         rank() over (partition by model_name, model_version, day order by {{ value }})
-        + (count() over (partition by model_name, model_version, day, {{ value }}) - 1) / 2 as {{ value }}_rank{{ ',' if not loop.last }}
+        + (count() over (partition by model_name, model_version, day, {{ value }} order by {{ value }}) - 1) / 2 as {{ value }}_rank{{ ',' if not loop.last }}
         {%- endfor %}
     from scored
     where is_paired
