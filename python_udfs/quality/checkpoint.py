@@ -173,14 +173,14 @@ def _said(r: Any, checks: dict[str, dict[str, str]]) -> str:
     words, found = dict(config.kwargs), r.result or {}
     words.pop("batch_id", None)
     name = config.type.removeprefix("expect_")
-    if config.notes:
-        name = str(config.notes)
-        words.pop("value_set", None)
+    if config.notes:  # a check of ours: what it says is in its notes
+        name, words = str(config.notes), {}
     if r.exception_info and r.exception_info.get("raised_exception"):
         return f"{name}: {r.exception_info.get('exception_message')}"
-    bounds = ", ".join(f"{k} {v}" for k, v in words.items() if v not in (None, False))
+    given = ", ".join(f"{k} {v}" for k, v in words.items() if v not in (None, False))
+    name += f" ({given})" if given else ""
     if "unexpected_count" in found:
-        examples = found.get("partial_unexpected_list") or []
+        examples = [] if config.notes else found.get("partial_unexpected_list") or []
         said = f"{found['unexpected_count']} of {found['element_count']} rows"
-        return f"{name} ({bounds}): {said}" + (f", such as {examples[:3]}" if examples else "")
-    return f"{name} ({bounds}): {found.get('observed_value')}"
+        return f"{name}: {said}" + (f", such as {examples[:3]}" if examples else "")
+    return f"{name}: {found.get('observed_value')}"
