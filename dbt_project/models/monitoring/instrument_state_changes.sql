@@ -13,7 +13,7 @@
 {%- set counted = run_query(
     'select count() from (select argMax(tuple(better_since), changed_at).1 as at from ' ~ this ~ ' group by ' ~ key ~ ') where at is not null'
 ) %}
-{%- set is_recovering = counted.columns[0].values()[0] > 0 %}
+{%- set is_recovering = counted.columns[0].values()[0] | string != '0' %}
 {%- endif %}
 -- depends_on: {{ ref('feature_parity_rows') }}
 -- One row per instrument and change of its state, of what it should be, or of the reasons. Each run adds what has changed.
