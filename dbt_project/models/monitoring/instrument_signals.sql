@@ -2,9 +2,9 @@
 -- One row per instrument: the state that its findings ask for now, without memory.
 with instruments as (
     select
-        toString(exchange) as exchange,
-        toString(market_type) as market_type,
-        toString(symbol) as symbol
+        cast(exchange as String) as exchange,
+        cast(market_type as String) as market_type,
+        cast(symbol as String) as symbol
     from {{ ref('bucket_health') }}
     group by exchange, market_type, symbol
 ),
