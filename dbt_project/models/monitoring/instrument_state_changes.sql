@@ -9,7 +9,8 @@
 ) }}
 {%- set key = 'exchange, market_type, symbol' %}
 {%- set is_recovering = false %}
-{%- if execute and is_incremental() %}
+{#- sqlfluff has no database to ask -#}
+{%- if execute and run_query is defined and is_incremental() %}
 {%- set counted = run_query(
     'select count() from (select argMax(tuple(better_since), changed_at).1 as at from ' ~ this ~ ' group by ' ~ key ~ ') where at is not null'
 ) %}
