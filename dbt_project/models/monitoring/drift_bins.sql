@@ -48,31 +48,40 @@ described as (
         groupArray(value) as all_values
     from reference_values
     group by subject, reference, {{ key }}
+),
+
+binned as (
+    select
+        subject,
+        reference,
+        {{ key }},
+        edges,
+        arrayMap(
+            (edge, i) -> toUInt64(arrayCount(x -> x <= edge, all_values) - if(i = 1, 0, arrayCount(x -> x <= edges[i - 1], all_values))),
+            arrayPushBack(edges, inf),
+            range(1, length(edges) + 2)
+        ) as counts,
+        toUInt64(length(all_values)) as known
+    from described
 )
 
 select
-    d.subject as subject,
-    d.reference as reference,
+    b.subject as subject,
+    b.reference as reference,
     s.reference_from as reference_from,
     s.reference_to as reference_to,
-    d.exchange as exchange,
-    d.market_type as market_type,
-    d.symbol as symbol,
-    d.feature as feature,
-    d.edges as edges,
-    arrayMap(
-        (edge, i) -> toUInt64(
-            arrayCount(x -> x <= edge, d.all_values) - if(i = 1, 0, arrayCount(x -> x <= d.edges[i - 1], d.all_values))
-        ),
-        arrayPushBack(d.edges, inf),
-        range(1, length(d.edges) + 2)
-    ) as counts,
-    toUInt64(length(d.all_values)) as known
-from described as d
-inner join spans as s on d.reference = s.reference
+    b.exchange as exchange,
+    b.market_type as market_type,
+    b.symbol as symbol,
+    b.feature as feature,
+    b.edges as edges,
+    b.counts as counts,
+    b.known as known
+from binned as b
+inner join spans as s on b.reference = s.reference
 {% if is_incremental() -%}
 where
-    (d.subject, d.reference, s.reference_from, s.reference_to, d.exchange, d.market_type, d.symbol, d.feature) not in (
+    (b.subject, b.reference, s.reference_from, s.reference_to, b.exchange, b.market_type, b.symbol, b.feature) not in (
         select
             subject,
             reference,

@@ -14,7 +14,11 @@ select
     market_type,
     symbol,
     feature,
-    feature in (select name from {{ ref('feature_catalog') }} where unit = 'quote') as is_price,
+    feature in (
+        select name
+        from {{ ref('feature_catalog') }}
+        where unit = 'quote'
+    ) as is_price,
     reference_known,
     current_known,
     current_counts,

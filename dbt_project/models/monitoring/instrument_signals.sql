@@ -2,9 +2,9 @@
 -- One row per instrument: the state that its findings ask for now, without memory.
 with instruments as (
     select
-        toString(exchange) as exchange,
-        toString(market_type) as market_type,
-        toString(symbol) as symbol
+        cast(exchange as String) as exchange,
+        cast(market_type as String) as market_type,
+        cast(symbol as String) as symbol
     from {{ ref('bucket_health') }}
     group by exchange, market_type, symbol
 ),
@@ -15,7 +15,7 @@ asked as (
         f.market_type as market_type,
         f.symbol as symbol,
         f.metric as metric,
-        toUInt8(indexOf(['degraded', 'stale', 'halted'], s.state)) as rank
+        toUInt8(indexOf(['degraded', 'stale', 'halted'], s.state)) as asked_rank
     from {{ ref('health_findings') }} as f
     inner join {{ ref('health_states') }} as s
         on f.metric = s.metric
@@ -27,7 +27,7 @@ worst as (
         exchange,
         market_type,
         symbol,
-        max(rank) as signal_rank,
+        max(asked_rank) as signal_rank,
         arraySort(groupUniqArray(metric)) as reasons
     from asked
     group by exchange, market_type, symbol

@@ -9,11 +9,12 @@
 ) }}
 {%- set key = 'exchange, market_type, symbol' %}
 {%- set is_recovering = false %}
-{%- if execute and is_incremental() %}
+{#- sqlfluff has no database to ask -#}
+{%- if execute and run_query is defined and is_incremental() %}
 {%- set counted = run_query(
     'select count() from (select argMax(tuple(better_since), changed_at).1 as at from ' ~ this ~ ' group by ' ~ key ~ ') where at is not null'
 ) %}
-{%- set is_recovering = counted.columns[0].values()[0] > 0 %}
+{%- set is_recovering = counted.columns[0].values()[0] | string != '0' %}
 {%- endif %}
 -- depends_on: {{ ref('feature_parity_rows') }}
 -- One row per instrument and change of its state, of what it should be, or of the reasons. Each run adds what has changed.

@@ -1,5 +1,5 @@
 {%- set bins = 10 %}
--- One row per model and UTC day: how well its scores ranked what came, how honest its probabilities were, and how often it changed its mind.
+-- One row per model and UTC day: how well scores ranked what came, how honest probabilities were, and how often signals changed.
 with scored as (
     select
         model_name,
@@ -34,10 +34,10 @@ ranked as (
         model_name,
         model_version,
         day,
-        {%- for value in ['score', 'paired_return'] %}
-        rank() over (partition by model_name, model_version, day order by {{ value }})
-        + (count() over (partition by model_name, model_version, day, {{ value }} order by {{ value }}) - 1) / 2 as {{ value }}_rank{{ ',' if not loop.last }}
-        {%- endfor %}
+        rank() over (partition by model_name, model_version, day order by score)
+        + (count() over (partition by model_name, model_version, day, score order by score) - 1) / 2 as score_rank,
+        rank() over (partition by model_name, model_version, day order by paired_return)
+        + (count() over (partition by model_name, model_version, day, paired_return order by paired_return) - 1) / 2 as paired_return_rank
     from scored
     where is_paired
 ),
