@@ -8,8 +8,10 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from python_udfs.dashboard.cli import dashboard_command
 from python_udfs.errors import UserError
 from python_udfs.experts.cli import app as experts_app
+from python_udfs.exporter.cli import alerts_command, exporter_command
 from python_udfs.ingest.cli import app as ingest_app
 from python_udfs.jobs.bench import bench_command
 from python_udfs.jobs.candidates import refresh_candidates_command
@@ -18,6 +20,7 @@ from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
 from python_udfs.migrate import migrate_command
+from python_udfs.quality.cli import quality_command
 from python_udfs.scorer.cli import replay_command, score_command
 from python_udfs.scorer.models_cli import app as models_app
 from python_udfs.server import app as server_app
@@ -55,5 +58,9 @@ app.command("score")(score_command)
 app.command("replay")(replay_command)
 app.command("report")(report_command)
 app.command("catalog")(catalog_command)
+app.command("quality")(quality_command)
+app.command("exporter")(exporter_command)
+app.command("alerts")(alerts_command)
+app.command("dashboard")(dashboard_command)
 app.command("bench")(bench_command)
 app.command("refresh-candidates")(refresh_candidates_command)

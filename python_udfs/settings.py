@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     deployment_poll_s: float = Field(
         2, ge=0, le=5, description="seconds between two looks at what is deployed while scoring"
     )
+    states_poll_s: float = Field(
+        2, ge=0, le=5, description="seconds between two looks at the instruments' states while scoring"
+    )
     # source 004: a baseline has 10 + 5 ms of 20, a student 20 + 20 ms of 50; the rest is for what follows
     baseline_budget_ms: Budget = Field(
         Budget(read=8, prepare=2, run=5, total=20), description="of a model that reads one row, as JSON"

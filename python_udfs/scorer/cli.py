@@ -77,9 +77,10 @@ def score_command(
             try:
                 as_of = scorer.newest() if now == "latest" else fixed
                 predictions = scorer.score(wanted, as_of=as_of, write=write)
-                if scorer.problem != told:
-                    told = scorer.problem
-                    err.print(told or "the newest deployment is in use", markup=False)
+                problem = "; ".join(filter(None, [scorer.problem, scorer.states_problem]))
+                if problem != told:
+                    told = problem
+                    err.print(told or "the newest deployment and states are in use", markup=False)
                 _show(out, scorer.card, predictions, as_json=as_json, brief=loop)
             except _LOST as e:
                 if not loop:

@@ -8,7 +8,7 @@ first; the other one reads back a row that is not its own and says so.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +20,7 @@ from clickhouse_driver import errors as driver_errors
 
 from python_udfs import db
 from python_udfs.errors import UserError
+from python_udfs.quality import gate as quality_gate
 from python_udfs.scorer import registry
 from python_udfs.scorer.card import Card, check_contract
 from python_udfs.scorer.registry import Reference, Registered, serving
@@ -201,12 +202,18 @@ def comparison_passes(c: Client, now: Deployment, _: Deployment) -> Finding:
     return Finding(Verdict(found[0][0]), found[0][1])
 
 
+def quality_passes(c: Client, _: Deployment, __: Deployment) -> Finding:
+    """The newest run of `marketprism quality` was a success, or there was none."""
+    reasons = quality_gate.objections(c)
+    return Finding(Verdict.FAIL if reasons else Verdict.PASS, reasons)
+
+
 # All of them are asked before a model is promoted or takes a step; a rollback asks none. Add new ones here.
-GATES: Final[list[Gate]] = [files_are_whole, contracts_fit, comparison_passes]
+GATES: Final[list[Gate]] = [files_are_whole, contracts_fit, comparison_passes, quality_passes]
 
 
-def _ask_gates(c: Client, now: Deployment, to: Deployment, wish: str) -> None:
-    findings = [gate(c, now, to) for gate in GATES]
+def _ask_gates(c: Client, now: Deployment, to: Deployment, wish: str, waived: Container[Gate] = ()) -> None:
+    findings = [gate(c, now, to) for gate in GATES if gate not in waived]
     for verdict in (Verdict.FAIL, Verdict.TOO_LITTLE):
         if any(f.verdict == verdict for f in findings):
             reasons = [reason for f in findings if f.verdict != Verdict.PASS for reason in f.reasons]
@@ -217,8 +224,13 @@ def _ask_gates(c: Client, now: Deployment, to: Deployment, wish: str) -> None:
 # ---- commands ------------------------------------------------------------------------------------------
 
 
-def promote(c: Client, text: str, reason: str = "") -> tuple[Deployment, bool]:
+def promote(
+    c: Client, text: str, reason: str = "", *, waived: Container[Gate] = ()
+) -> tuple[Deployment, bool]:
     """Makes a model the challenger at 1 %, or the champion where there is none.
+
+    Args:
+        waived: gates that are not asked.
 
     Returns:
         The state, and whether this call made it: a model that is there already stays as it is.
@@ -239,21 +251,23 @@ def promote(c: Client, text: str, reason: str = "") -> tuple[Deployment, bool]:
         to = replace(now, challenger=model, share=SHARES[0], rollback_to=now.sequence)
     else:
         to = replace(now, champion=model)
-    _ask_gates(c, now, to, f"promote {model}")
+    _ask_gates(c, now, to, f"promote {model}", waived)
     return _append(c, now, to, "promote", reason), True
 
 
-def set_baseline(c: Client, text: str, reason: str = "") -> tuple[Deployment, bool]:
+def set_baseline(
+    c: Client, text: str, reason: str = "", *, waived: Container[Gate] = ()
+) -> tuple[Deployment, bool]:
     """Makes a model the baseline: not during a roll-out, whose comparison would begin anew.
 
-    Returns, raises: as `promote`.
+    Args, returns, raises: as `promote`.
     """
     now, model = current_deployment(c), registry.find(c, text).reference
     if model == now.baseline:
         return now, False
     _no_rollout(now, "the baseline stays as it is")
     to = replace(now, baseline=model)
-    _ask_gates(c, now, to, f"promote {model} to baseline")
+    _ask_gates(c, now, to, f"promote {model} to baseline", waived)
     return _append(c, now, to, "baseline", reason), True
 
 

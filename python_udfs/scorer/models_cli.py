@@ -119,11 +119,21 @@ def promote_command(
             "--baseline", help="Make it the baseline: what serves where features are stale or missing."
         ),
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although the newest quality run failed; needs a --reason.")
+    ] = False,
     reason: _Reason = "",
 ) -> None:
-    """Make a model the challenger at 1 % of the instruments, or the champion where there is none."""
+    """Make a model the challenger at 1 % of the instruments, or the champion where there is none.
+
+    Refused while the newest run of `marketprism quality` failed. Where it has never run, nothing is refused for it.
+    """
+    if force and not reason.strip():
+        raise typer.BadParameter("say why with --reason", param_hint="--force")
+    waived, reason = ((deployment.quality_passes,), f"forced: {reason}") if force else ((), reason)
     with _client() as c:
-        now, done = (deployment.set_baseline if baseline else deployment.promote)(c, model, reason)
+        change = deployment.set_baseline if baseline else deployment.promote
+        now, done = change(c, model, reason, waived=waived)
     _say(now, done=done)
 
 

@@ -23,6 +23,7 @@ from python_udfs.errors import UserError
 from python_udfs.scorer.card import Card, check_contract, load_model
 from python_udfs.scorer.model import RUNTIME, Model
 from python_udfs.scorer.relation import Floats, Instrument, Relation, Rows, block
+from python_udfs.scorer.states import State, States
 from python_udfs.settings import Budget, settings
 
 __all__ = ["Deployed", "Deployments", "Instrument", "Prediction", "Role", "Scorer"]
@@ -71,7 +72,8 @@ class Prediction(NamedTuple):
 
     `unusable`: why this model must not be served here. `fallback`, on the served row of an instrument: "baseline" where
     the baseline stands in for the model whose turn it was, "none" where nothing is fit to be served: then score and
-    signal are 0. `fallback_reason` says what was wrong with the model whose turn it was.
+    signal are 0. `fallback_reason` says what was wrong with the model whose turn it was, or which state the instrument
+    is in.
     """
 
     request_id: UUID
@@ -180,6 +182,7 @@ class Scorer:
             self._c = stack.enter_context(db.connect(settings().database("features")))
             # rows go in as tuples, features come out as arrays: the driver does one of both per connection
             self._arrays = stack.enter_context(db.connect(settings().database("features"), use_numpy=True))
+            self._states = States(self._c.execute)
             if loaded is not None:
                 self._serving = self._set_up({Role.CHAMPION: Model(*loaded, threads=threads)})
             else:
@@ -193,6 +196,11 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def states_problem(self) -> str:
+        """Why the newest states of the instruments are not the ones obeyed; empty: they are."""
+        return self._states.problem
 
     @property
     def card(self) -> Card:
@@ -267,11 +275,14 @@ class Scorer:
             found[role] = self._predict(
                 request, now, role, batch, read_us=read_us[relation.table], prepare_us=prepare_us
             )
+        states = self._states.at(now)
         predictions = [
             p
             for instrument in wanted
             for p in self._serve(
-                instrument, {role: of[instrument] for role, of in found.items() if instrument in of}
+                instrument,
+                {role: of[instrument] for role, of in found.items() if instrument in of},
+                states.get(instrument),
             )
         ]
         if write:
@@ -372,8 +383,13 @@ class Scorer:
             )
         return found
 
-    def _serve(self, instrument: Instrument, found: dict[Role, Prediction]) -> list[Prediction]:
-        """The predictions of one instrument, with the one marked that counts."""
+    def _serve(
+        self, instrument: Instrument, found: dict[Role, Prediction], state: State | None
+    ) -> list[Prediction]:
+        """The predictions of one instrument, with the one marked that counts.
+
+        state: what health says of it. Degraded: the baseline's turn. Stale or halted: nobody's.
+        """
         if not found:
             return []
         deployed, turn = self._serving.deployment, Role.CHAMPION
@@ -382,17 +398,32 @@ class Scorer:
             if self._source.served_by(str(instrument), str(deployed.challenger), deployed.share):
                 turn = Role.CHALLENGER
         reason = found[turn].unusable if turn in found else "no row"
-        baseline = found.get(Role.BASELINE)
+        stands_in = self._stands_in()
+        baseline = found.get(stands_in) if stands_in else None
         changes: dict[str, Any] = {"served": True}
+        may_stand_in = baseline and not baseline.unusable
+        if state:
+            reason = ", ".join(filter(None, [state.reason, reason]))
+            may_stand_in = may_stand_in and state.state == "degraded"
         if not reason:
             served = turn
-        elif baseline and not baseline.unusable:
-            served = Role.BASELINE
+        elif stands_in and may_stand_in:
+            served = stands_in
             changes |= {"fallback": "baseline", "fallback_reason": reason}
         else:
             served = turn if turn in found else next(iter(found))
             changes |= {"fallback": "none", "fallback_reason": reason, "score": 0.0, "signal": 0}
         return [p._replace(**changes) if role == served else p for role, p in found.items()]
+
+    def _stands_in(self) -> Role | None:
+        """Which part the baseline plays: one that is deployed as champion, too, is loaded once. None: there is none."""
+        models, deployed = self._serving.models, self._serving.deployment
+        if Role.BASELINE in models:
+            return Role.BASELINE
+        if deployed is None:
+            return None if models[Role.CHAMPION].card.type.is_network else Role.CHAMPION
+        roles = (role for role in models if getattr(deployed, role) == deployed.baseline)
+        return next(roles, None)
 
     def _instruments(self) -> list[Instrument]:
         """Every instrument that has a bucket in any relation, by name."""

@@ -8,7 +8,11 @@ from typing import Any
 
 import jinja2
 import pytest
+from clickhouse_driver.errors import ServerException
 
+from python_udfs import db
+from python_udfs.dashboard.panels import snapshot
+from python_udfs.exporter.collector import StoreCollector
 from python_udfs.jobs.catalog import read_catalog
 from python_udfs.settings import REPOSITORY, Settings
 from tests.support import dbt
@@ -179,3 +183,29 @@ def test_every_family_has_an_oracle_test(project: Project) -> None:
         names.setdefault(feature.family, {feature.family}).add(feature.name)
     missing = [f for f, some in names.items() if not any(re.search(rf"\b{n}\b", with_oracle) for n in some)]
     assert missing == []
+
+
+def test_what_people_watch_can_be_asked_of_a_built_store(project: Project, module_store: Settings) -> None:
+    prefix = module_store.db_prefix
+    relations = {(n["schema"], n.get("alias") or n["name"]) for n in project.relations.values()}
+    with db.connect() as c:
+        for page in (REPOSITORY / "docs" / "runbook").glob("*.md"):
+            for sql in re.findall(r"```sql\n(.+?)```", page.read_text(), re.DOTALL):
+                assert set(re.findall(r"(marketprism_\w+)\.(\w+)", sql)) <= {
+                    (s.removeprefix(prefix), t) for s, t in relations
+                }, page
+                try:
+                    c.execute(re.sub(r"\bmarketprism_(?=\w+\.)", f"{prefix}marketprism_", sql))
+                except ServerException as e:
+                    raise AssertionError(f"{page.name}: {e.message}") from e
+    panels = snapshot().panels
+    assert {
+        k: p.problem for k, p in panels.items() if p.problem and not p.problem.startswith("Not there yet")
+    } == {}
+    exported = {
+        (s.name, s.labels.get("relation")): s.value for f in StoreCollector(60).collect() for s in f.samples
+    }
+    assert exported["marketprism_up", None] == 1
+    assert [key for key, bad in exported.items() if key[0].endswith("unreadable") and bad] == []
+    missing = {key[1] for key, bad in exported.items() if key[0].endswith("missing") and bad}
+    assert missing & {table for _, table in relations} == set()

@@ -1,0 +1,1 @@
+"""`marketprism dashboard`: a local page of what the store is doing now, read only."""

@@ -1,0 +1,1 @@
+"""What Prometheus reads of the store, and its alert rules: `marketprism exporter`, `marketprism alerts`."""

@@ -1,0 +1,1 @@
+"""What the public relations promise, checked with great-expectations: `marketprism quality`."""
