@@ -18,7 +18,7 @@ from rich.console import Console
 
 from python_udfs import db
 from python_udfs.errors import UserError
-from python_udfs.operations.dbt import run_dbt
+from python_udfs.operations.dbt import Dbt
 from python_udfs.operations.locks import BUILD, BUSY, BusyError, held
 from python_udfs.settings import settings
 
@@ -70,7 +70,7 @@ def refresh(now: datetime | None = None) -> Refresh:
         before = sum(n for *_, n in _state(c).values())
         # dbt parses anew where vars differ, so none without need: what has not happened is not complete either
         until = {"run_ts": f"{run_ts:%Y-%m-%d %H:%M:%S}"} if now else None
-        run_dbt("run", "--select", *MODELS, use="candidates", variables=until)
+        Dbt("candidates", until).run("run", "--select", *MODELS)
         state = _state(c)
     fresh = [levels for at, levels, _ in state.values() if at >= run_ts - STALE_AFTER]
     made = sum(n for *_, n in state.values()) - before

@@ -25,7 +25,7 @@ from clickhouse_driver import Client
 from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.operations import archive
-from python_udfs.operations.dbt import run_dbt
+from python_udfs.operations.dbt import Dbt
 from python_udfs.operations.locks import BUILD, BUSY, BusyError, held
 from python_udfs.settings import REPOSITORY, settings
 
@@ -177,7 +177,7 @@ def _build(use: str, *select: str) -> str:
     """dbt build with its data tests; those that only warn are in the detail."""
     words = [*(["--select", *select] if select else []), "--exclude-resource-type", "unit_test"]
     with held(BUILD, f"job {use}", wait_s=BUILD_WAIT_S):
-        results = run_dbt("build", *words, use=use)
+        results = Dbt(use).run("build", *words)
     if not results:
         raise UserError(f"dbt found nothing to build for {' '.join(select)}")
     warned = [f"{r.name}: {r.message}" for r in results if r.status == "warn"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from clickhouse_driver import Client
 from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.operations.checksums import full, row_hash
-from python_udfs.operations.dbt import run_dbt
+from python_udfs.operations.dbt import Dbt
 from python_udfs.operations.locks import BUILD, held
 from python_udfs.settings import REPOSITORY, settings
 
@@ -107,10 +107,13 @@ def repair(
         try:
             c.execute(f"drop database if exists {db.names([scratch])} sync")
             cloned = _clone(c, scratch)
-            _drop_days(c, scratch, cloned, days)
-            rebuilt = _rebuild(scratch, days, select, variables or {})
-            tables = [t for t in cloned if t.name in rebuilt]
-            _restore_unbuilt(c, scratch, [t for t in cloned if t.name not in rebuilt], days)
+            dbt = _dbt(days, variables or {})
+            meant = dbt.relations(*_selection(select, views=False))
+            tables = [t for t in cloned if t.name in meant]
+            if not tables:
+                raise UserError(f"dbt finds no table to rebuild for {' '.join(select) or 'the project'}")
+            _drop_days(c, scratch, tables, days)
+            dbt.run("run", *_selection(select, views=True))
             _check_ids(c, scratch)
             changes = [change for t in tables for change in _compare(c, scratch, t)]
             _check_untouched(tables, changes, days)
@@ -179,41 +182,25 @@ def _drop_days(c: Client, scratch: str, tables: Sequence[Table], days: Days) -> 
                 c.execute(f"alter table {full(scratch, table.name)} drop partition id {db.quote(part)}")
 
 
-def _restore_unbuilt(c: Client, scratch: str, tables: Sequence[Table], days: Days) -> None:
-    """Days of tables that this selection does not build stay as they are published."""
-    features = settings().database("features")
-    for table in tables:
-        for part in _parts(c, features, table.name):
-            if table.parted and days.hold(part):
-                c.execute(
-                    f"alter table {full(scratch, table.name)} replace partition id {db.quote(part)} "
-                    f"from {full(features, table.name)}"
-                )
+def _dbt(days: Days, variables: Mapping[str, Any]) -> Dbt:
+    """dbt as for a ranged rebuild, but in the scratch database."""
+    dbt = Dbt("repair", {**variables, "start": days.first.isoformat(), "end": days.last.isoformat()})
+    profiles = dbt.folder / "profiles"
+    profiles.mkdir(parents=True, exist_ok=True)
+    elsewhere = (
+        (REPOSITORY / "profiles.yml").read_text().replace("marketprism_features", "marketprism_repair")
+    )
+    (profiles / "profiles.yml").write_text(elsewhere)
+    return replace(dbt, profiles=profiles)
 
 
-def _rebuild(scratch: str, days: Days, select: Sequence[str], variables: Mapping[str, Any]) -> set[str]:
-    """The ranged rebuild, in the scratch database. Returns the relations it built.
+def _selection(select: Sequence[str], *, views: bool) -> list[str]:
+    """dbt's words. views: with the views that the selected models read, which a clone of tables has not.
 
     Materialized views stay out: they would feed on what is inserted meanwhile.
     """
-    name = "repair"
-    profiles = settings().data_dir / "dbt" / f"{settings().db_prefix}{name}"
-    profiles.mkdir(parents=True, exist_ok=True)
-    own = (REPOSITORY / "profiles.yml").read_text().replace("marketprism_features", "marketprism_repair")
-    (profiles / "profiles.yml").write_text(own)
-    # a model of the selection reads views above it, which the clone has not
-    chosen = [word for s in select for word in (s, f"+{s},config.materialized:view")]
-    words = [
-        "run",
-        *(["--select", *chosen] if chosen else []),
-        "--exclude",
-        "config.materialized:materialized_view",
-    ]
-    whole = {**variables, "start": days.first.isoformat(), "end": days.last.isoformat()}
-    results = run_dbt(*words, use=name, variables=whole, profiles=profiles)
-    if not results:
-        raise UserError(f"dbt found nothing to build for {' '.join(select)}")
-    return {r.relation for r in results}
+    chosen = [*select, *(f"+{s},config.materialized:view" for s in select if views)]
+    return [*(["--select", *chosen] if chosen else []), "--exclude", "config.materialized:materialized_view"]
 
 
 # ---- checks ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from python_udfs import db
 from python_udfs.cli import app
 from python_udfs.errors import UserError
-from python_udfs.operations import repair as module
+from python_udfs.operations.dbt import Dbt, Result
 from python_udfs.operations.repair import Change, repair
 from python_udfs.settings import Settings, settings
 from tests.oracles.clock import DAY_US, HOUR_US, SECOND_US, Trade
@@ -145,17 +145,17 @@ def test_rebuilt_rows_that_fail_a_check_are_not_published(
     state = (
         "select status from system.view_refreshes where view = 'live_test' and database = currentDatabase()"
     )
-    rebuild = module._rebuild
+    run = Dbt.run
     during = []
 
-    def with_a_gap(scratch: str, *args: Any) -> set[str]:
-        built = rebuild(scratch, *args)
+    def with_a_gap(self: Dbt, *words: str) -> list[Result]:
+        results = run(self, *words)
         during.extend(query(state))
-        with db.connect(scratch) as c:
+        with db.connect(f"{settings().db_prefix}marketprism_repair") as c:
             c.execute("alter table bucket_tapes delete where sequence = 1 settings mutations_sync = 2")
-        return built
+        return results
 
-    monkeypatch.setattr(module, "_rebuild", with_a_gap)
+    monkeypatch.setattr(Dbt, "run", with_a_gap)
     try:
         with pytest.raises(UserError, match=r"bucket ids have gaps, .* nothing was exchanged"):
             repair(DAY, DAY, select=("bucket_tapes",), variables=CLOCK)
