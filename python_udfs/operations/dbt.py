@@ -64,18 +64,19 @@ class Dbt:
             )
         return results
 
-    def relations(self, *selection: str) -> set[str]:
-        """The relations of the models that a selection means.
+    def relations(self, *selection: str) -> dict[str, str]:
+        """The relations of the models that a selection means, and how each is materialized.
 
         Raises:
             UserError: dbt cannot read the project or the selection.
         """
-        done = self._invoke(
-            "ls", "--resource-type", "model", "--output", "json", "--output-keys", "alias", *selection
-        )
+        words = ["ls", "--resource-type=model", "--output=json"]
+        with redirect_stdout(StringIO()):  # it prints them, quiet or not
+            done = self._invoke(*words, *selection)
         if not done.success:
             raise UserError(f"dbt ls {' '.join(selection)} failed: {done.exception}")
-        return {json.loads(line)["alias"] for line in done.result}
+        models = [json.loads(line) for line in done.result]
+        return {m["alias"]: m["config"]["materialized"] for m in models}
 
     def _invoke(self, *words: str) -> Any:
         # only here: every other command would wait for dbt

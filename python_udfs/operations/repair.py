@@ -29,7 +29,7 @@ _WHOLE: Final = "all"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that dbt owns. parted: by day or month, so that a range of it can be rebuilt; else it is rebuilt whole.
+    """A table that dbt owns. parted: its days or months are rebuilt one by one; else it is rebuilt whole.
 
     part: SQL, the day or month of a row as text; 'all' where it has no time.
     """
@@ -106,10 +106,8 @@ def repair(
     with held(BUILD, "repair"), db.connect() as c, _stopped_views(c, dry=dry_run) as views:
         try:
             c.execute(f"drop database if exists {db.names([scratch])} sync")
-            cloned = _clone(c, scratch)
             dbt = _dbt(days, variables or {})
-            meant = dbt.relations(*_selection(select, views=False))
-            tables = [t for t in cloned if t.name in meant]
+            tables = _clone(c, scratch, dbt.relations(*_selection(select, views=False)))
             if not tables:
                 raise UserError(f"dbt finds no table to rebuild for {' '.join(select) or 'the project'}")
             _drop_days(c, scratch, tables, days)
@@ -144,21 +142,21 @@ def parsed(text: str) -> dict[str, Any]:
 # ---- the copy next door -----------------------------------------------------------------------------------
 
 
-def _clone(c: Client, scratch: str) -> list[Table]:
-    """A clone of each table of the features database; parts are shared until they change."""
+def _clone(c: Client, scratch: str, models: Mapping[str, str]) -> list[Table]:
+    """Clones each table of the features database (parts are shared until they change); returns those of the models."""
     features = settings().database("features")
     c.execute(f"create database {db.names([scratch])}")
     found = c.execute(
-        "select name, partition_key, sorting_key from system.tables where database = %(d)s "
-        "and engine like '%%MergeTree' and name not like '%%\\_\\_%%' and name not like '.inner%%' order by name",
+        "select name, partition_key from system.tables where database = %(d)s and engine like '%%MergeTree' "
+        "and name not like '%%\\_\\_%%' and name not like '.inner%%' order by name",
         {"d": features},
     )
     tables = []
-    for name, partition, _ in found:
+    for name, partition in found:
         c.execute(f"create table {full(scratch, name)} clone as {full(features, name)}")
-        tables.append(
-            Table(name, bool(partition), f"toString({partition})" if partition else _day_of(c, name))
-        )
+        if name in models:
+            parted = bool(partition) and models[name] == "incremental"
+            tables.append(Table(name, parted, f"toString({partition})" if partition else _day_of(c, name)))
     return tables
 
 
