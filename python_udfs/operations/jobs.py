@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clickhouse_driver import Client
+from clickhouse_driver import errors as driver_errors
 
 from python_udfs import db
 from python_udfs.errors import UserError
@@ -88,13 +89,13 @@ def run(name: str) -> Run:
 
         def end(status: str, detail: str) -> Run:
             _log.log(logging.INFO if status == "ok" else logging.ERROR, "%s: %s", status, detail)
-            with db.connect(settings().database("serving")) as c:
+            with _serving() as c:
                 write(c, status, detail)
             return Run(job.name, run_id, status, detail, log)
 
         try:
             with held(f"job-{job.name}", f"job {job.name}"):
-                with db.connect(settings().database("serving")) as c:
+                with _serving() as c:
                     _close_killed(c, job, run_id)
                     write(c, "running", "")
                 return end("ok", job.action())
@@ -128,7 +129,7 @@ def log_of(job: Job) -> Path:
 
 def last_runs() -> dict[str, dict[str, Any]]:
     """The newest row of each job that ever ran."""
-    with db.connect(settings().database("serving")) as c:
+    with _serving() as c:
         found = db.rows(c, "select * from job_runs final order by started_at desc limit 1 by job")
     return {row["job"]: row for row in found}
 
@@ -175,7 +176,9 @@ def _whole_build() -> str:
 
 def _build(use: str, *select: str) -> str:
     """dbt build with its data tests; those that only warn are in the detail."""
-    words = [*(["--select", *select] if select else []), "--exclude-resource-type", "unit_test"]
+    # a test that also reads a model behind the selected ones says nothing of these
+    chosen = ["--select", *select, "--indirect-selection=buildable"] if select else []
+    words = [*chosen, "--exclude-resource-type", "unit_test"]
     with held(BUILD, f"job {use}", wait_s=BUILD_WAIT_S):
         results = Dbt(use).run("build", *words)
     if not results:
@@ -243,6 +246,17 @@ def _escaped(text: str) -> str:
 
 
 # ---- rows and logs ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _serving() -> Iterator[Client]:
+    with db.connect(settings().database("serving")) as c:
+        try:
+            yield c
+        except driver_errors.ServerException as e:
+            if e.code == driver_errors.ErrorCodes.UNKNOWN_TABLE:
+                raise UserError("there is no table job_runs yet: run `make migrate`") from e
+            raise
 
 
 def _close_killed(c: Client, job: Job, run_id: uuid.UUID) -> None:

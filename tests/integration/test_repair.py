@@ -25,7 +25,7 @@ TABLES = (
     "bucket_config",
     "bucket_tapes",
     "trade_flow",
-    "settled_trades",
+    "vpin_bars",
     "vpin_bars",
     "event_token_vocabulary",
 )
@@ -35,10 +35,10 @@ Hashes = dict[str, dict[str, Any]]
 
 
 def _trades() -> list[Trade]:
-    """Four days, an hour of trades around each noon; and around the midnights, so that windows look back over them."""
+    """The 4th, 5th and 7th, at noon and up to midnight, so that windows look back over it."""
     r = random.Random(4)
     out: list[Trade] = []
-    for day in range(4):
+    for day in (0, 1, 3):
         for start in (12 * HOUR_US, 23 * HOUR_US + HOUR_US // 2):
             t = MIDNIGHT + (day - 1) * DAY_US + start
             for _ in range(150):
@@ -91,10 +91,11 @@ def test_corrupted_deleted_and_delayed_rows_are_repaired(clean: Hashes) -> None:
         f"alter table bucket_tapes delete where bucket_id % 2 and toDate(bucket_ts_start) = '2026-01-05' {on_the_day}",
         layer="features",
     )
-    execute("alter table settled_trades drop partition id '20260106'", layer="features")
-    # a row of a day that has no trade at all: nothing is built there, and it must go
+    execute("alter table vpin_bars drop partition id '20260105'", layer="features")
+    execute("alter table event_token_vocabulary delete where 1 settings mutations_sync = 2", layer="features")
+    # a row of a day without trades: nothing is built there, and it must go
     execute(
-        "insert into bucket_config select * replace (valid_from + interval 3 hour as valid_from, valid_to + interval 3 hour "
+        "insert into bucket_config select * replace (valid_from + interval 1 day as valid_from, valid_to + interval 1 day "
         "as valid_to) from bucket_config where toDate(valid_from) = '2026-01-05' limit 1",
         layer="features",
     )
@@ -105,11 +106,13 @@ def test_corrupted_deleted_and_delayed_rows_are_repaired(clean: Hashes) -> None:
     assert {
         ("trade_flow", "20260105"),
         ("bucket_tapes", "20260105"),
-        ("settled_trades", "20260106"),
+        ("vpin_bars", "20260105"),
+        ("bucket_config", "20260106"),
+        ("event_token_vocabulary", "all"),
     } <= _changed(dry.changes)
-    [gone] = [c for c in dry.changes if (c.table, c.part) == ("settled_trades", "20260106")]
+    [gone] = [c for c in dry.changes if (c.table, c.part) == ("vpin_bars", "20260105")]
     assert (gone.before, gone.after, gone.gone, gone.new) == (0, gone.after, 0, gone.after)
-    assert not {c.part for c in dry.changes} - {"20260105", "20260106"}
+    assert not {c.part for c in dry.changes} - {"20260105", "20260106", "all"}
 
     words = [
         "repair",
