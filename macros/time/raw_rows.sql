@@ -6,25 +6,27 @@
 #}
 {% macro raw_rows(table, also=[]) -%}
 {%- set columns = ', '.join(['*'] + also) -%}
+{%- set moves = 'from ' ~ source('cold', 'archive_moves') ~ " final where data_type = '" ~ table ~ "' and state = " -%}
+{%- set leaving = moves ~ "'copied'" -%}
+{%- set arriving = moves ~ "'copying'" -%}
 (
-        with
-            (
-                select (max(range_start), max(range_end), max(until))
-                from {{ source('cold', 'archive_moves') }} final
-                where data_type = '{{ table }}' and state = 'copied'
-            ) as leaving
         select {{ columns }}
         from {{ source('hot', table) }} final
-        where not (timestamp >= leaving.1 and timestamp < leaving.2 and created_at <= leaving.3)
+        -- no move: from 1970 to 1970
+        where
+            not (
+                timestamp >= (select max(range_start) {{ leaving }})
+                and timestamp < (select max(range_end) {{ leaving }})
+                and created_at <= (select max(until) {{ leaving }})
+            )
         union all
-        with
-            (
-                select (max(range_start), max(range_end), max(since))
-                from {{ source('cold', 'archive_moves') }} final
-                where data_type = '{{ table }}' and state = 'copying'
-            ) as arriving
         select {{ columns }}
         from {{ source('cold', table) }} final
-        where not (timestamp >= arriving.1 and timestamp < arriving.2 and created_at > arriving.3)
+        where
+            not (
+                timestamp >= (select max(range_start) {{ arriving }})
+                and timestamp < (select max(range_end) {{ arriving }})
+                and created_at > (select max(since) {{ arriving }})
+            )
     )
 {%- endmacro %}
