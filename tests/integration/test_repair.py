@@ -26,7 +26,6 @@ TABLES = (
     "bucket_tapes",
     "trade_flow",
     "vpin_bars",
-    "vpin_bars",
     "event_token_vocabulary",
 )
 SELECT = (*TABLES, "unified_buckets", "bucket_trades")
