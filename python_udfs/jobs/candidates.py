@@ -84,7 +84,7 @@ def newest_trade() -> datetime:
     Raises:
         UserError: there is none.
     """
-    hot, cold = (db.names([settings().database(layer)]) for layer in ("hot", "cold"))
+    hot, cold = db.names([settings().database("hot")]), db.names([settings().database("cold")])
     with db.connect() as c:
         [(n, at)] = c.execute(
             f"select count(), max(timestamp) from (select timestamp from {hot}.trades union all "
