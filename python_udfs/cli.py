@@ -21,6 +21,7 @@ from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
 from python_udfs.migrate import migrate_command
 from python_udfs.quality.cli import quality_command
+from python_udfs.operations.cli import archive_app, backup_app, job_app, repair_command
 from python_udfs.scorer.cli import replay_command, score_command
 from python_udfs.scorer.models_cli import app as models_app
 from python_udfs.server import app as server_app
@@ -51,7 +52,11 @@ app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tab
 app.add_typer(udf_app, name="udf", help="Functions that SQL may call.")
 app.add_typer(experts_app, name="experts", help="Decisions of human experts, on one footing with the models.")
 app.add_typer(models_app, name="models", help="Register models, roll them out and back.")
+app.add_typer(job_app, name="job", help="Scheduled jobs: run one, list them, print crontab or systemd units.")
+app.add_typer(archive_app, name="archive", help="Move old raw rows to the cold database.")
+app.add_typer(backup_app, name="backup", help="Write the store to a folder, and bring it back.")
 app.command("migrate")(migrate_command)
+app.command("repair")(repair_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
 app.command("score")(score_command)

@@ -189,6 +189,7 @@ def render_config(root: Path, s: Settings, *, wheel: bool) -> str:
     <tmp_path>{place}/data/tmp/</tmp_path>
     <user_files_path>{place}/user_files/</user_files_path>
     <user_scripts_path>{place}/user_scripts/</user_scripts_path>
+    <backups><allowed_path>{escape(str(s.backups))}/</allowed_path></backups>
     <user_defined_executable_functions_config>{place}/config/*_function.xml</user_defined_executable_functions_config>
     <default_profile>default</default_profile>
     <timezone>UTC</timezone>

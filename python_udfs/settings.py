@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     )
     hot_ttl_days: int = Field(0, ge=0, description="days a hot raw row is kept after it was loaded")
     cold_ttl_days: int = Field(0, ge=0, description="days a cold raw row is kept after it was loaded")
+    archive_after_days: int = Field(
+        0, ge=0, description="days after its event a raw row may move from hot to cold; 0: never"
+    )
+    backup_dir: Path | None = Field(
+        None,
+        description="where the local server may write and read backups; none: `backups` in the data folder",
+    )
 
     inputs_ttl_days: int = Field(
         30, ge=0, description="days the inputs of a prediction are kept for a replay"
@@ -84,10 +91,15 @@ class Settings(BaseSettings):
             raise ValueError("MARKETPRISM_DB_PREFIX: lower-case letters, digits and _ only, e.g. `ci_`")
         return value
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "backup_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().resolve() if value else None
+
+    @property
+    def backups(self) -> Path:
+        """Where backups lie: the local server can reach no other place."""
+        return self.backup_dir or self.data_dir / "backups"
 
     def database(self, layer: Layer) -> str:
         """The full database name of a layer, prefix included."""

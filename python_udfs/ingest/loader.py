@@ -761,7 +761,11 @@ with
 select {", ".join(f"f.{c}" for c in columns)}
 from fresh as f
 left anti join (
-    select {needed} from {kind}
+    select {needed} from (
+        select {needed} from {kind}
+        union all
+        select {needed} from {settings().database("cold")}.{kind}
+    )
     where timestamp >= {_time(low - margin)} and timestamp < {_time(high + margin)}
         and (exchange, market_type, symbol) in ({instruments})
 ) as o on {" and ".join(same)}

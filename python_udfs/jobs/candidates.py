@@ -5,11 +5,8 @@ The logic is dbt's: this runs the models that `dbt build` runs, under a lock, an
 
 from __future__ import annotations
 
-import fcntl
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
@@ -21,18 +18,15 @@ from rich.console import Console
 
 from python_udfs import db
 from python_udfs.errors import UserError
-from python_udfs.settings import REPOSITORY, settings
+from python_udfs.operations.dbt import Dbt
+from python_udfs.operations.locks import BUILD, BUSY, BusyError, held
+from python_udfs.settings import settings
 
 MODELS: Final = ("footprint_bin_minutes", "footprint_windows", "footprint_clusters")
 RUN_EVERY: Final = timedelta(minutes=5)
 STALE_AFTER: Final = timedelta(minutes=10)
-BUSY: Final = 75  # EX_TEMPFAIL: cron may try again
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _KEY: Final = "exchange, market_type, symbol"
-
-
-class BusyError(UserError):
-    """Another refresh of the same databases is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +60,17 @@ def refresh(now: datetime | None = None) -> Refresh:
             the past makes no run after it.
 
     Raises:
-        BusyError: another refresh is under way.
+        BusyError: another refresh or build is under way.
         UserError: no database, no tables yet, or dbt failed.
     """
     began = time.monotonic()
     asked = now or datetime.now(UTC)
     run_ts = asked - (asked - _EPOCH) % RUN_EVERY
-    with _lock(), db.connect(settings().database("features")) as c:
+    with held(BUILD, "refresh-candidates"), db.connect(settings().database("features")) as c:
         before = sum(n for *_, n in _state(c).values())
         # dbt parses anew where vars differ, so none without need: what has not happened is not complete either
-        until = ["--vars", json.dumps({"run_ts": f"{run_ts:%Y-%m-%d %H:%M:%S}"})] if now else []
-        _dbt("run", "--select", *MODELS, *until)
+        until = {"run_ts": f"{run_ts:%Y-%m-%d %H:%M:%S}"} if now else None
+        Dbt("candidates", until).run("run", "--select", *MODELS)
         state = _state(c)
     fresh = [levels for at, levels, _ in state.values() if at >= run_ts - STALE_AFTER]
     made = sum(n for *_, n in state.values()) - before
@@ -90,8 +84,12 @@ def newest_trade() -> datetime:
     Raises:
         UserError: there is none.
     """
-    with db.connect(settings().database("hot")) as c:
-        [(n, at)] = c.execute("select count(), max(timestamp) from trades")
+    hot, cold = db.names([settings().database("hot")]), db.names([settings().database("cold")])
+    with db.connect() as c:
+        [(n, at)] = c.execute(
+            f"select count(), max(timestamp) from (select timestamp from {hot}.trades union all "
+            f"select timestamp from {cold}.trades)"
+        )
     if not n:
         raise UserError("there are no trades: load some with `marketprism ingest`")
     return at  # type: ignore[no-any-return]
@@ -108,33 +106,6 @@ def _state(c: Client) -> dict[str, tuple[datetime, int, int]]:
     return {":".join(row[:3]): tuple(row[3:]) for row in rows}
 
 
-@contextmanager
-def _lock() -> Iterator[None]:
-    """One refresh at a time for these databases, on this machine; a killed one lets go by itself."""
-    s = settings()
-    s.data_dir.mkdir(parents=True, exist_ok=True)
-    with (s.data_dir / f"{s.db_prefix}refresh-candidates.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise BusyError("another refresh-candidates is under way: nothing was done") from e
-        yield
-
-
-def _dbt(*words: str) -> None:
-    """dbt in this process, with a target folder of its own: what it parsed is still there at the next call."""
-    # only here: every other command would wait for dbt
-    from dbt.cli.main import dbtRunner
-
-    own = settings().data_dir / "dbt" / f"{settings().db_prefix}candidates"
-    folders = [f"--{name}-dir={REPOSITORY}" for name in ("project", "profiles")]
-    result = dbtRunner().invoke([*words, "--quiet", *folders, f"--target-path={own}", f"--log-path={own}"])
-    if not result.success:
-        failed = [f"{r.node.name}: {r.message}" for r in getattr(result.result, "results", []) if r.message]
-        reason = str(failed[0] if failed else result.exception).split("Stack trace")[0].strip()
-        raise UserError(f"dbt {' '.join(words)} failed: {reason}. Was `make build` run once?")
-
-
 def refresh_candidates_command(
     *,
     now: Annotated[
@@ -143,7 +114,7 @@ def refresh_candidates_command(
 ) -> None:
     """Bring the footprint's candidates and levels up to date. For cron, each five minutes.
 
-    Exit codes: 0 done, also if there was nothing to do; 1 failed; 75 another refresh is under way.
+    Exit codes: 0 done, also if there was nothing to do; 1 failed; 75 another refresh or build is under way.
     """
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     try:

@@ -9,7 +9,7 @@ with rows_known as (
         toStartOfMinute(known_at) as minute_start,
         quantity,
         created_at <= now64(3, 'UTC') - toIntervalSecond({{ var('live_settle_s') }}) as is_settled
-    from {{ source('hot', 'trades') }} final
+    from {{ raw_rows('trades') }}
     where {{ feeds_the_clock('trades') }} and known_at <= timestamp
     union all
     select
@@ -20,7 +20,7 @@ with rows_known as (
         toStartOfMinute(known_at) as minute_start,
         toDecimal64(0, 8) as quantity,
         created_at <= now64(3, 'UTC') - toIntervalSecond({{ var('live_settle_s') }}) as is_settled
-    from {{ source('hot', 'orderbooks') }} final
+    from {{ raw_rows('orderbooks') }}
     where {{ feeds_the_clock('orderbooks') }} and known_at <= timestamp + toIntervalMillisecond({{ var('book_max_lag_ms') }})
 ),
 

@@ -14,6 +14,7 @@ from python_udfs.cli import app
 from python_udfs.ingest.generator import GeneratedReader, MarketConfig, write
 from python_udfs.ingest.loader import load
 from python_udfs.jobs import candidates
+from python_udfs.operations.locks import BUILD, BUSY, held
 from python_udfs.settings import Settings
 from tests.support import dbt, query, table_hash, us
 
@@ -101,11 +102,11 @@ def test_refreshed_run_by_run_equals_built_at_once(truth: dict[str, Any]) -> Non
     assert {t: table_hash(t) for t in TABLES} == built
 
 
-def test_a_second_refresh_at_the_same_time_is_refused(server: Settings) -> None:
-    with candidates._lock():
+def test_a_refresh_during_a_build_is_refused(server: Settings) -> None:
+    with held(BUILD, "dbt build"):
         result = CliRunner().invoke(app, ["refresh-candidates"])
-    assert result.exit_code == candidates.BUSY
-    assert "another refresh-candidates is under way" in result.output
+    assert result.exit_code == BUSY
+    assert "refresh-candidates: dbt build holds" in result.output
 
 
 @pytest.mark.parametrize(

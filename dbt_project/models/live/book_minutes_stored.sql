@@ -34,7 +34,7 @@ raw as (
         best_bid_quantity,
         best_ask_quantity,
         known_at
-    from {{ source('hot', 'orderbooks') }} final
+    from {{ raw_rows('orderbooks') }}
     where
         {{ feeds_the_clock('orderbooks') }}
         {%- if is_ranged() %}

@@ -32,7 +32,7 @@ raw as (
         quantity,
         side,
         known_at
-    from {{ source('hot', 'trades') }} final
+    from {{ raw_rows('trades', also=['trade_seq']) }}
     where
         {{ feeds_the_clock('trades') }}
         {%- if is_ranged() %}

@@ -11,4 +11,4 @@ select
     nullIf(toFloat64(index_price), 0) as index_price,
     known_at,
     data_source
-from {{ source('hot', 'funding_rates') }} final
+from {{ raw_rows('funding_rates') }}

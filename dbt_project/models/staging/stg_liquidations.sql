@@ -10,4 +10,4 @@ select
     liquidation_time,
     known_at,
     data_source
-from {{ source('hot', 'liquidations') }} final
+from {{ raw_rows('liquidations') }}

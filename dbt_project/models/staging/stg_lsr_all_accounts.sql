@@ -9,4 +9,4 @@ select
     toFloat64(short_account_ratio) as short_account_ratio,
     known_at,
     data_source
-from {{ source('hot', 'lsr_all_accounts') }} final
+from {{ raw_rows('lsr_all_accounts') }}

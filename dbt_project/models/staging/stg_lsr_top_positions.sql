@@ -9,4 +9,4 @@ select
     toFloat64(short_position_ratio) as short_position_ratio,
     known_at,
     data_source
-from {{ source('hot', 'lsr_top_positions') }} final
+from {{ raw_rows('lsr_top_positions') }}

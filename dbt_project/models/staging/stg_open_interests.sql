@@ -8,4 +8,4 @@ select
     nullIf(toFloat64(open_interest_value), 0) as open_interest_value,
     known_at,
     data_source
-from {{ source('hot', 'open_interests') }} final
+from {{ raw_rows('open_interests') }}

@@ -15,7 +15,7 @@ select
     asks,
     known_at,
     data_source
-from {{ source('hot', 'orderbooks') }} final
+from {{ raw_rows('orderbooks') }}
 where
     data_source in (
         select data_source

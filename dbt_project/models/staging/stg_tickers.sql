@@ -11,4 +11,4 @@ select
     toFloat64(low_24h) as low_24h,
     known_at,
     data_source
-from {{ source('hot', 'tickers') }} final
+from {{ raw_rows('tickers') }}

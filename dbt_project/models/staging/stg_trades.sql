@@ -12,7 +12,7 @@ select
     known_at,
     known_at <= timestamp as is_on_time,
     data_source
-from {{ source('hot', 'trades') }} final
+from {{ raw_rows('trades', also=['trade_seq']) }}
 where
     data_source in (
         select data_source

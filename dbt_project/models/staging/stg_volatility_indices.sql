@@ -9,4 +9,4 @@ select
     maturity_date,
     known_at,
     data_source
-from {{ source('hot', 'volatility_indices') }} final
+from {{ raw_rows('volatility_indices') }}

@@ -1,0 +1,88 @@
+"""dbt in this process, with a target folder for each use: what it parsed is still there at the next call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from python_udfs.errors import UserError
+from python_udfs.settings import REPOSITORY, settings
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one model or test."""
+
+    name: str
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dbt:
+    """How dbt is called.
+
+    Attributes:
+        use: names the target folder, `<data_dir>/dbt/<prefix><use>`; its log is there, too.
+        variables: dbt's vars; none: those of the project. dbt parses anew where they differ from the last call's.
+        profiles: the folder of profiles.yml.
+    """
+
+    use: str
+    variables: Mapping[str, Any] | None = None
+    profiles: Path = REPOSITORY
+
+    @property
+    def folder(self) -> Path:
+        """The target folder."""
+        return settings().data_dir / "dbt" / f"{settings().db_prefix}{self.use}"
+
+    def run(self, *words: str) -> list[Result]:
+        """Runs dbt and returns a result for each node that it ran.
+
+        Raises:
+            UserError: dbt or a node failed; the message names the first.
+        """
+        done = self._invoke(*words)
+        results = [
+            Result(r.node.name, str(r.status), str(r.message or "").split("Stack trace")[0].strip())
+            for r in getattr(done.result, "results", [])
+        ]
+        if not done.success:
+            failed = [
+                f"{r.name}: {r.message}" for r in results if r.status in ("error", "fail", "runtime error")
+            ]
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            raise UserError(
+                f"dbt {' '.join(words)} failed: {failed[0] if failed else done.exception}{more}. "
+                f"Log: {self.folder / 'dbt.log'}. Was `make build` run once?"
+            )
+        return results
+
+    def relations(self, *selection: str) -> dict[str, str]:
+        """The relations of the models that a selection means, and how each is materialized.
+
+        Raises:
+            UserError: dbt cannot read the project or the selection.
+        """
+        words = ["ls", "--resource-type=model", "--output=json"]
+        with redirect_stdout(StringIO()):  # it prints them, quiet or not
+            done = self._invoke(*words, *selection)
+        if not done.success:
+            raise UserError(f"dbt ls {' '.join(selection)} failed: {done.exception}")
+        models = [json.loads(line) for line in done.result]
+        return {m["alias"]: m["config"]["materialized"] for m in models}
+
+    def _invoke(self, *words: str) -> Any:
+        # only here: every other command would wait for dbt
+        from dbt.cli.main import dbtRunner
+
+        places = [f"--project-dir={REPOSITORY}", f"--profiles-dir={self.profiles}"]
+        places += [f"--target-path={self.folder}", f"--log-path={self.folder}"]
+        given = ["--vars", json.dumps(dict(self.variables))] if self.variables else []
+        return dbtRunner().invoke([*words, "--quiet", *places, *given])
