@@ -17,6 +17,7 @@ from python_udfs.jobs.catalog import catalog_command
 from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
+from python_udfs.live.cli import app as live_app
 from python_udfs.migrate import migrate_command
 from python_udfs.scorer.cli import replay_command, score_command
 from python_udfs.scorer.models_cli import app as models_app
@@ -48,6 +49,7 @@ app.add_typer(ingest_app, name="ingest", help="Load market data into the raw tab
 app.add_typer(udf_app, name="udf", help="Functions that SQL may call.")
 app.add_typer(experts_app, name="experts", help="Decisions of human experts, on one footing with the models.")
 app.add_typer(models_app, name="models", help="Register models, roll them out and back.")
+app.add_typer(live_app, name="live", help="Views instead of builds; recorded data as if it were now.")
 app.command("migrate")(migrate_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
