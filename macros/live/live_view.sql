@@ -78,6 +78,25 @@
     {%- endset -%}
     {%- do run_query('drop view if exists ' ~ view ~ ' ' ~ on_cluster_clause(view) ~ ' sync') -%}
     {%- call statement('main') -%}{{ body }}{%- endcall -%}
+    {%- if model.name == 'feature_vector' -%}
+        {%- do create_arrivals_view(target) -%}
+    {%- endif -%}
+{% endmacro %}
+
+{#
+  Purpose: notes when each row of a feature vector is inserted, while there are live views: `<feature vector>_arrivals_live`.
+  Arguments: relation: the feature vector's table.
+  Example: {% do create_arrivals_view(this) %}
+#}
+{% macro create_arrivals_view(relation) %}
+    {%- set view = relation.incorporate(path={'identifier': relation.identifier ~ '_arrivals_live'}, type=none) -%}
+    {%- do run_query('drop view if exists ' ~ view ~ ' ' ~ on_cluster_clause(view) ~ ' sync') -%}
+    {%- do run_query(
+        'create materialized view ' ~ view ~ ' ' ~ on_cluster_clause(view)
+        ~ ' to ' ~ relation.incorporate(path={'identifier': 'feature_arrivals_stored'})
+        ~ " as select '" ~ relation.identifier ~ "' as feature_vector, exchange, market_type, symbol, bucket_id, bucket_ts_end, "
+        ~ "now64(3, 'UTC') as arrived_at from " ~ relation
+    ) -%}
 {% endmacro %}
 
 {#

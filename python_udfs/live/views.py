@@ -35,7 +35,7 @@ class Status:
         failing: name and message of those whose last try failed.
         last_pass: when the newest pass began. None: none did since the start.
         pass_s: seconds from one pass to the next, the median of the last 20. None: fewer than two.
-        idle_s: seconds since any view was last refreshed.
+        idle_s: seconds since any view was last refreshed, or since the server's start.
     """
 
     views: int
@@ -112,7 +112,8 @@ def status(c: Client) -> Status:
     """How the live views are now."""
     names = {"d": settings().database("features")}
     rows = c.execute(
-        "select view, status, exception, dateDiff('millisecond', last_refresh_time, now64(3)) / 1000 "
+        "select view, status, exception, "
+        "least(ifNull(dateDiff('millisecond', last_refresh_time, now64(3)) / 1000, 1e9), uptime()) "
         "from system.view_refreshes where database = %(d)s and view like '%%\\_live'",
         names,
     )
@@ -128,7 +129,7 @@ def status(c: Client) -> Status:
         failing={view: exception for view, _, exception, _ in rows if exception},
         last_pass=last,
         pass_s=median,
-        idle_s=min((age for *_, age in rows if age is not None), default=0.0),
+        idle_s=min((age for *_, age in rows), default=0.0),
     )
 
 
