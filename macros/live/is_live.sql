@@ -4,7 +4,7 @@
   Example: {% if is_live() %} and bucket_ts_end < {{ live_complete_to() }} {% endif %}
 #}
 {% macro is_live() %}
-    {{ return(var('live') | as_bool) }}
+    {{ return(var('live')) }}
 {% endmacro %}
 
 {#

@@ -1,7 +1,7 @@
 {%- set lookback = 'toIntervalSecond(' ~ var('freshness_lookback_s') ~ ')' %}
 
--- How long after the insert of the trade that closes a bucket its feature row is there. That trade is the first one at or after the bucket's
--- end: the bucket's own last of a full one, else the next. Rows that were there before it were closed by a watermark: they are left out.
+-- How long after the insert of the trade that closes a bucket its feature row is there. That trade is the first one at or after the
+-- bucket's end: the bucket's own last of a full one, else the next. Rows that were there before it were closed by a watermark: left out.
 with arrivals as (
     select *
     from {{ ref('feature_arrivals_stored') }}
@@ -29,7 +29,7 @@ waits as (
         a.arrived_at as arrived_at,
         dateDiff('millisecond', t.inserted_at, a.arrived_at) / 1000 as wait_s
     from arrivals as a
-    asof inner join closing_trades as t
+    asof join closing_trades as t
         on a.exchange = t.exchange
         and a.market_type = t.market_type
         and a.symbol = t.symbol
@@ -49,4 +49,4 @@ select
     max(arrived_at) as last_arrived_at
 from waits
 where wait_s >= 0
-group by grouping sets ((feature_vector, exchange, market_type, symbol), (feature_vector))
+group by grouping sets ((feature_vector, exchange, market_type, symbol), (feature_vector)) -- noqa: RF04
