@@ -42,11 +42,11 @@ select
     exchange,
     market_type,
     symbol,
-    count() as row_count,
+    count() as row_count, -- noqa: RF04
     quantileExactInclusive(0.5)(wait_s) as p50_s, -- noqa: LT01
     quantileExactInclusive(0.99)(wait_s) as p99_s, -- noqa: LT01
     max(wait_s) as max_s,
     max(arrived_at) as last_arrived_at
 from waits
 where wait_s >= 0
-group by grouping sets ((feature_vector, exchange, market_type, symbol), (feature_vector)) -- noqa: RF04
+group by grouping sets ((feature_vector, exchange, market_type, symbol), (feature_vector))
