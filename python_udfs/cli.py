@@ -19,6 +19,7 @@ from python_udfs.jobs.catalog import catalog_command
 from python_udfs.jobs.demo import demo_command
 from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
+from python_udfs.live.cli import app as live_app
 from python_udfs.migrate import migrate_command
 from python_udfs.quality.cli import quality_command
 from python_udfs.operations.cli import archive_app, backup_app, job_app, repair_command
@@ -55,6 +56,7 @@ app.add_typer(models_app, name="models", help="Register models, roll them out an
 app.add_typer(job_app, name="job", help="Scheduled jobs: run one, list them, print crontab or systemd units.")
 app.add_typer(archive_app, name="archive", help="Move old raw rows to the cold database.")
 app.add_typer(backup_app, name="backup", help="Write the store to a folder, and bring it back.")
+app.add_typer(live_app, name="live", help="Views instead of builds; recorded data as if it were now.")
 app.command("migrate")(migrate_command)
 app.command("repair")(repair_command)
 app.command("demo")(demo_command)

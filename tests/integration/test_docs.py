@@ -29,7 +29,12 @@ class Project:
         self.seeds = {n["unique_id"]: n for n in ours if n["resource_type"] == "seed"}
         self.tests = [n for n in ours if n["resource_type"] == "test"]
         self.sources: dict[str, Node] = manifest["sources"]
-        self.macros = {k: m for k, m in manifest["macros"].items() if m["package_name"] == "marketprism"}
+        self.macros = {
+            k: m
+            for k, m in manifest["macros"].items()
+            # a materialization is no macro that anybody calls, and takes no arguments
+            if m["package_name"] == "marketprism" and not m["name"].startswith("materialization_")
+        }
         self.exposures: dict[str, Node] = manifest["exposures"]
         self.unit_tests: dict[str, Node] = manifest["unit_tests"]
         self.tables: dict[str, Node] = {**catalog["nodes"], **catalog["sources"]}

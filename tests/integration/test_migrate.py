@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_table_is_where_it_belongs(store: Settings) -> None:
     raw = {*COLUMNS, "schema_versions"}
-    assert tables(store, store.database("hot")) == raw | {"loads", "quarantine", "watermarks"}
+    assert tables(store, store.database("hot")) == raw | {"live_passes", "loads", "quarantine", "watermarks"}
     assert tables(store, store.database("cold")) == raw | {"archive_moves", "archive_status"}
     assert tables(store, store.database("features")) == set()
     assert tables(store, store.database("serving")) >= {"predictions", "schema_versions"}

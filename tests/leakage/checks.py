@@ -260,6 +260,7 @@ ASOF_ALLOWED: Final = {
     "dbt_project/models/features/order_book/book_dynamics.sql": "which bucket an update falls into, as in top_of_book.sql",
     "dbt_project/models/features/derivatives/liquidation_panic.sql": "which bucket a liquidation falls into: "
     "the first that had not ended before it",
+    "dbt_project/models/monitoring/freshness.sql": "the trade that closed a bucket: no input, but how long its row took",
     "dbt_project/models/training/expert_scores.sql": "a label begins with the first bucket end after the decision: no "
     "input, but what it is scored on",
 }

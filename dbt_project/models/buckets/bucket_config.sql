@@ -23,6 +23,9 @@ on_time_trades as (
     from {{ ref('stg_trades') }}
     where
         is_on_time
+        {%- if is_live() %}
+        and timestamp < {{ live_complete_to() }}
+        {%- endif %}
         {%- if is_ranged() %}
         and timestamp >= {{ range_start() }} - toIntervalDay(8)
         and timestamp < {{ range_end() }}

@@ -324,6 +324,11 @@ inner join feeds as f
     and c.symbol = f.symbol
 -- closed: by a later trade, or by the feed having passed its end
 where
-    not c.is_last
-    or toUnixTimestamp64Micro(f.last_trade_at) >= c.anchor_end
-    or f.watermark > bucket_ts_end
+    (
+        not c.is_last
+        or toUnixTimestamp64Micro(f.last_trade_at) >= c.anchor_end
+        or f.watermark > bucket_ts_end
+    )
+    {%- if is_live() %}
+    and bucket_ts_end < {{ live_complete_to() }}
+    {%- endif %}
