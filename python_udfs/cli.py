@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from python_udfs.dbt import dbt_command
 from python_udfs.errors import UserError
 from python_udfs.experts.cli import app as experts_app
 from python_udfs.ingest.cli import app as ingest_app
@@ -49,6 +50,11 @@ app.add_typer(udf_app, name="udf", help="Functions that SQL may call.")
 app.add_typer(experts_app, name="experts", help="Decisions of human experts, on one footing with the models.")
 app.add_typer(models_app, name="models", help="Register models, roll them out and back.")
 app.command("migrate")(migrate_command)
+app.command(
+    "dbt",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(dbt_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
 app.command("score")(score_command)

@@ -20,7 +20,7 @@ from clickhouse_migrations.migration import Migration, MigrationStorage
 from clickhouse_migrations.migrator import STATUS_MD5_MISMATCH, STATUS_PENDING, STATUS_UNKNOWN, Migrator
 from rich.console import Console
 
-from python_udfs import db
+from python_udfs import access, db
 from python_udfs.errors import UserError
 from python_udfs.ingest.records import COLUMNS
 from python_udfs.settings import REPOSITORY, Layer, settings
@@ -38,6 +38,8 @@ FOLDERS: Final[dict[Layer, tuple[str, ...]]] = {
 def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
     """Creates the four databases of the current prefix, applies what is pending, and sets the TTLs.
 
+    Roles and limits are made where the server and the user allow it (`access.cannot_manage`).
+
     Calling it again changes nothing.
 
     Returns:
@@ -48,8 +50,9 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
     """
     s = settings()
     cluster = ClickhouseCluster(
-        db_host=s.host, db_port=str(s.port), db_user=s.user, db_password=s.password, secure=s.secure
-    )
+        db_host=s.host, db_port=str(s.port), db_user=s.user, db_password=s.password, secure=s.secure,
+        verify=s.verify, ca_cert=s.ca_file and str(s.ca_file),
+    )  # fmt: skip
     kept: dict[Layer, tuple[int, tuple[str, ...]]] = {
         "hot": (s.hot_ttl_days, tuple(COLUMNS)),
         "cold": (s.cold_ttl_days, tuple(COLUMNS)),
@@ -65,6 +68,9 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
                 applied[database] = _apply(cluster, database, files) if files else []
                 if layer in kept:
                     _set_ttl(c, database, *kept[layer])
+                if layer == "serving" and (folder / "access").is_dir() and not access.cannot_manage(c):
+                    cluster.migrations_table = "access_versions"
+                    _apply(cluster, database, _files(folder, ("access",)))
             except driver_errors.ServerException as e:
                 raise UserError(f"migrating {database}: ClickHouse refuses: {_first_line(e)}") from e
     return applied
@@ -86,6 +92,10 @@ def drop_all(*, force: bool = False) -> list[str]:
     with db.connect() as c:
         for database in databases:
             c.execute(f"drop database if exists {db.names([database])} sync")
+        if not access.cannot_manage(c):
+            for role in access.ROLES:
+                c.execute(f"drop settings profile if exists {access.role(role, s.db_prefix)}")
+                c.execute(f"drop role if exists {access.role(role, s.db_prefix)}")
     return databases
 
 
@@ -113,7 +123,7 @@ def _apply(cluster: ClickhouseCluster, database: str, files: dict[int, tuple[Pat
     """Applies the pending migrations, after seeing that the applied ones are those of the files."""
     migrations = [migration for _, migration in files.values()]
     with cluster.connection(database) as connection:
-        migrator = Migrator(connection)
+        migrator = Migrator(connection, migrations_table=cluster.migrations_table)
         migrator.init_schema()
         for row in migrator.migration_status(migrations):
             if row.state == STATUS_MD5_MISMATCH:
@@ -127,7 +137,9 @@ def _apply(cluster: ClickhouseCluster, database: str, files: dict[int, tuple[Pat
                     "checkout is older than the database. Update it, or put the file back"
                 )
         try:
-            return [m.version for m in migrator.apply_migration(migrations, multi_statement=True)]
+            variables = {"PREFIX": settings().db_prefix}
+            done = migrator.apply_migration(migrations, multi_statement=True, variables=variables)
+            return [m.version for m in done]
         except driver_errors.ServerException as e:
             status = migrator.migration_status(migrations)
             failed = next(row.version for row in status if row.state == STATUS_PENDING)
@@ -165,3 +177,6 @@ def migrate_command(
         out.print(f"dropped {', '.join(drop_all(force=force))}")
     for database, versions in migrate().items():
         out.print(f"{database}: {f'applied {versions}' if versions else 'up to date'}", markup=False)
+    with db.connect() as c:
+        if settings().target == "server" and (reason := access.cannot_manage(c)):
+            out.print(f"no roles were made: {reason}", markup=False)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from python_udfs import db
 from python_udfs.errors import UserError
-from python_udfs.settings import REPOSITORY, settings
+from python_udfs.settings import settings
 
 MODELS: Final = ("footprint_bin_minutes", "footprint_windows", "footprint_clusters")
 RUN_EVERY: Final = timedelta(minutes=5)
@@ -124,11 +124,10 @@ def _lock() -> Iterator[None]:
 def _dbt(*words: str) -> None:
     """dbt in this process, with a target folder of its own: what it parsed is still there at the next call."""
     # only here: every other command would wait for dbt
-    from dbt.cli.main import dbtRunner
+    from python_udfs.dbt import invoke
 
     own = settings().data_dir / "dbt" / f"{settings().db_prefix}candidates"
-    folders = [f"--{name}-dir={REPOSITORY}" for name in ("project", "profiles")]
-    result = dbtRunner().invoke([*words, "--quiet", *folders, f"--target-path={own}", f"--log-path={own}"])
+    result = invoke([*words, "--quiet", f"--target-path={own}", f"--log-path={own}"])
     if not result.success:
         failed = [f"{r.node.name}: {r.message}" for r in getattr(result.result, "results", []) if r.message]
         reason = str(failed[0] if failed else result.exception).split("Stack trace")[0].strip()
