@@ -21,6 +21,7 @@ from clickhouse_migrations.migrator import STATUS_MD5_MISMATCH, STATUS_PENDING, 
 from rich.console import Console
 
 from python_udfs import access, db
+from python_udfs.cluster import LOCAL, VERSIONS_ENGINE, on_cluster
 from python_udfs.errors import UserError
 from python_udfs.ingest.records import COLUMNS
 from python_udfs.settings import REPOSITORY, Layer, settings
@@ -49,7 +50,9 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
         UserError: no ClickHouse, or it refuses; an applied file was edited or is gone.
     """
     s = settings()
+    on = f' on cluster "{s.cluster}"' if s.cluster else ""
     cluster = ClickhouseCluster(
+        migrations_table_engine=VERSIONS_ENGINE if s.cluster else None,
         db_host=s.host, db_port=str(s.port), db_user=s.user, db_password=s.password, secure=s.secure,
         verify=s.verify, ca_cert=s.ca_file and str(s.ca_file),
     )  # fmt: skip
@@ -64,7 +67,7 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
             database = s.database(layer)
             files = _files(folder, folders)
             try:
-                c.execute(f"create database if not exists {db.names([database])}")
+                c.execute(f"create database if not exists {db.names([database])}{on}")
                 applied[database] = _apply(cluster, database, files) if files else []
                 if layer in kept:
                     _set_ttl(c, database, *kept[layer])
@@ -89,13 +92,14 @@ def drop_all(*, force: bool = False) -> list[str]:
             f"MARKETPRISM_DB_PREFIX is empty: this would drop {', '.join(databases)} with all their data. "
             "Use force if that is what you want"
         )
+    on = f' on cluster "{s.cluster}"' if s.cluster else ""
     with db.connect() as c:
         for database in databases:
-            c.execute(f"drop database if exists {db.names([database])} sync")
+            c.execute(f"drop database if exists {db.names([database])}{on} sync")
         if not access.cannot_manage(c):
             for role in access.ROLES:
-                c.execute(f"drop settings profile if exists {access.role(role, s.db_prefix)}")
-                c.execute(f"drop role if exists {access.role(role, s.db_prefix)}")
+                c.execute(f"drop settings profile if exists {access.role(role, s.db_prefix)}{on}")
+                c.execute(f"drop role if exists {access.role(role, s.db_prefix)}{on}")
     return databases
 
 
@@ -123,8 +127,15 @@ def _apply(cluster: ClickhouseCluster, database: str, files: dict[int, tuple[Pat
     """Applies the pending migrations, after seeing that the applied ones are those of the files."""
     migrations = [migration for _, migration in files.values()]
     with cluster.connection(database) as connection:
-        migrator = Migrator(connection, migrations_table=cluster.migrations_table)
-        migrator.init_schema()
+        name = settings().cluster
+        if name:
+            migrations = on_cluster(migrations, name)
+        migrator = Migrator(
+            connection,
+            migrations_table=cluster.migrations_table,
+            migrations_table_engine=cluster.migrations_table_engine,
+        )
+        migrator.init_schema(name or None)
         for row in migrator.migration_status(migrations):
             if row.state == STATUS_MD5_MISMATCH:
                 raise UserError(
@@ -152,12 +163,18 @@ def _set_ttl(c: Client, database: str, days: int, tables: tuple[str, ...]) -> No
     A changed TTL makes ClickHouse rewrite the table's parts, so an unchanged one must not be set again.
     """
     expression = f"toDateTime(created_at) + toIntervalDay({days})" if days else None
-    query = "select name, engine_full from system.tables where database = %(database)s and name in %(tables)s"
+    query = (
+        "select name, engine_full from system.tables "
+        "where database = %(database)s and name in %(tables)s and engine like '%%MergeTree'"
+    )
+    cluster = settings().cluster
+    tables = (*tables, *(table + LOCAL for table in tables)) if cluster else tables
+    on = f' on cluster "{cluster}"' if cluster else ""
     for table, engine in c.execute(query, {"database": database, "tables": tables}):
         found = re.search(r"\bTTL (.+?)(?: SETTINGS |$)", engine)
         if (found[1] if found else None) != expression:
             change = f"modify TTL {expression}" if expression else "remove TTL"
-            c.execute(f"alter table {db.names([database])}.{db.names([table])} {change}")
+            c.execute(f"alter table {db.names([database])}.{db.names([table])}{on} {change}")
 
 
 def _first_line(e: driver_errors.ServerException) -> str:
