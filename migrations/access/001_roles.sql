@@ -25,6 +25,8 @@ GRANT INSERT ON ${PREFIX}marketprism_serving.job_runs TO ${PREFIX}marketprism_sc
 GRANT SELECT, INSERT ON ${PREFIX}marketprism_hot.* TO ${PREFIX}marketprism_ingester;
 GRANT CREATE TABLE, DROP TABLE ON ${PREFIX}marketprism_hot._load_* TO ${PREFIX}marketprism_ingester;
 GRANT ALTER DELETE ON ${PREFIX}marketprism_hot.quarantine TO ${PREFIX}marketprism_ingester;
+-- The live views run as the one who inserts, and filter by this seed.
+GRANT SELECT ON ${PREFIX}marketprism_features.source_availability TO ${PREFIX}marketprism_ingester;
 GRANT TABLE ENGINE ON MergeTree TO ${PREFIX}marketprism_ingester;
 GRANT INSERT ON ${PREFIX}marketprism_serving.job_runs TO ${PREFIX}marketprism_ingester;
 

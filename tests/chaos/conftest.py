@@ -23,7 +23,7 @@ from python_udfs.ingest.loader import load
 from python_udfs.migrate import drop_all, migrate
 from python_udfs.server import start, stop
 from python_udfs.settings import REPOSITORY, Settings, settings
-from tests.support import dbt, table_hash
+from tests.support import dbt, shorten_the_readers_queries, table_hash
 
 ROUNDS = int(os.environ.get("MARKETPRISM_CHAOS_ROUNDS", "2"))
 HOURS = int(os.environ.get("MARKETPRISM_CHAOS_HOURS", "0"))
@@ -127,6 +127,7 @@ def chaos(
         target="local", host="127.0.0.1", port=str(port), http_port=str(http_port), user="default", password="",
         secure="0", db_prefix="chaos_", data_dir=str(folder),
     ):  # fmt: skip
+        shorten_the_readers_queries(folder, "chaos_", 3)
         start()
         try:
             fresh()
