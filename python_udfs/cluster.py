@@ -58,8 +58,13 @@ def _rendered(statement: str, cluster: str, sharded: set[str]) -> list[str]:
         )
         return [created, over] if is_sharded else [created]
     if found := re.match(r"ALTER TABLE (\w+)", statement):
-        names = [found[1] + LOCAL, found[1]] if found[1] in sharded else [found[1]]
-        return [statement.replace(found[0], f"ALTER TABLE {name} {on}", 1) for name in names]
+        actions = re.split(r",\n\s*(?=ADD |MODIFY |DROP |RENAME )", statement[found.end() :].strip())
+        changes = {found[1]: actions}
+        if found[1] in sharded:
+            # a Distributed table has the columns, and no index of its own
+            columns = [action for action in actions if re.match(r"\w+ COLUMN ", action)]
+            changes = {found[1] + LOCAL: actions, found[1]: columns}
+        return [f"ALTER TABLE {t} {on}\n    " + ",\n    ".join(said) for t, said in changes.items() if said]
     if found := re.match(r"CREATE (ROLE|SETTINGS PROFILE) IF NOT EXISTS \S+", statement):
         return [statement.replace(found[0], f"{found[0]} {on}", 1)]
     if found := re.match(r"GRANT|REVOKE", statement):

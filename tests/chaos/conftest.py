@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from python_udfs import db
 from python_udfs.ingest.generator import GeneratedReader, MarketConfig, write
 from python_udfs.ingest.loader import load
-from python_udfs.migrate import drop_all, migrate
+from python_udfs.migrate import migrate
 from python_udfs.server import start, stop
 from python_udfs.settings import REPOSITORY, Settings, settings
 from tests.support import dbt, shorten_the_readers_queries, table_hash
@@ -30,17 +31,8 @@ HOURS = int(os.environ.get("MARKETPRISM_CHAOS_HOURS", "0"))
 LONG = bool({"MARKETPRISM_CHAOS_ROUNDS", "MARKETPRISM_CHAOS_HOURS"} & os.environ.keys())
 BIN = Path(sys.executable).parent
 RAW = ("trades", "orderbooks", "funding_rates")
-BUILT = ("bucket_config", "bucket_tapes", "trade_flow", "book_updates", "top_of_book")
-MODELS = [
-    "stg_trades",
-    "stg_orderbooks",
-    "stg_watermarks",
-    "unified_buckets",
-    "bucket_ends",
-    "book_asof",
-    "late_trades",
-    *BUILT,
-]
+BUILT = ("bucket_config", "bucket_tapes", "trade_flow")
+MODELS = ["stg_trades", "stg_orderbooks", "stg_watermarks", "unified_buckets", "late_trades", *BUILT]
 SEEDS = ["source_availability", "instruments", "bucket_defaults"]
 CLOCK = {"t_target_s": 5, "t_max_s": 10}
 # 23:59 to 00:01: two days, two anchors
@@ -73,10 +65,15 @@ class Chaos:
 
 
 def fresh() -> None:
-    """Empty databases with their seeds."""
-    drop_all()
+    """Empty tables; the seeds stay. Dropped, not truncated: a table remembers the blocks that it had."""
+    features = settings().database("features")
+    with db.connect() as c:
+        for layer in ("hot", "serving"):
+            c.execute(f"drop database if exists {settings().database(layer)} sync")
+        for (table,) in c.execute("show tables from " + features):
+            if table not in SEEDS:
+                c.execute(f"drop table {features}.{db.names([table])} sync")
     migrate()
-    dbt("seed", select=" ".join(SEEDS))
 
 
 def build(**variables: object) -> None:
@@ -130,12 +127,13 @@ def chaos(
         shorten_the_readers_queries(folder, "chaos_", 3)
         start()
         try:
-            fresh()
+            migrate()
+            dbt("seed", select=" ".join(SEEDS))
             load(GeneratedReader(market))
             build()
             chaos = Chaos(market, hashes(), settings(), [])
             assert chaos.clean["trades"]["n"] > 2000
-            assert chaos.clean["top_of_book"]["n"] > 50
+            assert chaos.clean["trade_flow"]["n"] > 50
             yield chaos
         finally:
             stop(s=settings())

@@ -100,7 +100,8 @@ def test_a_certificate_is_checked_against_the_file(
         with environment(ca_file=str(ca)):
             assert answers()
             monkeypatch.setattr(certifi, "where", certifi.where)
-            assert invoke(["debug", "--quiet", "--target-path", str(ca.parent)]).success
+            monkeypatch.setenv("DBT_LOG_PATH", str(ca.parent))
+            assert invoke(["debug", "--quiet"]).success
         monkeypatch.undo()
         with pytest.raises(
             UserError, match="check MARKETPRISM_HOST, MARKETPRISM_PORT and MARKETPRISM_SECURE"
