@@ -84,7 +84,7 @@ class Keeper:
         inserted = re.match(r"\s*insert into [`\w]*?\.?`?(\w+)`?\s", sql, re.IGNORECASE)
         if inserted and inserted[1] in self.everywhere:
             self.on(self.ports[1], client, sql, *args, **more)
-        if "ON CLUSTER" not in sql.upper() or "QUERY_LOG" in sql.upper():
+        if "ON CLUSTER" not in sql.upper():
             return self.execute(client, sql, *args, **more)
         self.said.append(" ".join(sql.split()))
         if found := re.search(
@@ -93,13 +93,14 @@ class Keeper:
             re.IGNORECASE,
         ):
             self.everywhere.add(found[1])
+        nothing: Any = ([], []) if more.get("with_column_types") else []
         if "SYSTEM SYNC REPLICA" in sql.upper():
-            return []
+            return nothing
         plain = re.sub(r"ON CLUSTER [\"`]?two[\"`]?", " ", sql, flags=re.IGNORECASE)
         plain = re.sub(r"Replicated(\w*MergeTree)\('[^']*', '[^']*'(?:, )?", r"\1(", plain)
         for port in self.ports:
             self.on(port, client, plain, *args, **more)
-        return []
+        return nothing
 
     def on(self, port: int, client: Client, sql: str, *args: Any, **more: Any) -> None:
         database = client.connection.database
@@ -169,32 +170,26 @@ def test_two_servers_joined_by_distributed_answer_as_one(
         # a plain function, which binds the client as a method does
         patch.setattr(Client, "execute", lambda *args, **more: keeper(*args, **more))  # noqa: PLW0108
         two = build(market)
-        held = query(
-            f"select sum(1) as n from cluster('{CLUSTER}', system.parts) where active and table = '{INCREMENTAL}_local'"
-        )
         shards = query(
             f"select _shard_num as shard, uniqExact(exchange, market_type, symbol) as n from {INCREMENTAL} group by shard"
         )
     assert two == one
-    assert held[0]["n"] >= 2
     assert sorted(row["shard"] for row in shards) == [1, 2]
     assert sum(row["n"] for row in shards) == 8  # the generated market's
     said = "\n".join(keeper.said)
-    for table, engine in ((INCREMENTAL, "MergeTree"), (TABLE, "MergeTree")):
+    for table in (INCREMENTAL, TABLE):
         assert re.search(
-            rf"create table `two_marketprism_features`.`{table}_local` ON CLUSTER \"two\" \(.*"
-            rf"Replicated{engine}\('/clickhouse/tables/{{shard}}/{{database}}/{{table}}/{{uuid}}', '{{replica}}'\)",
-            said,
-        ), said
-        assert re.search(
-            rf"create or replace table `two_marketprism_features`.`{table}` ON CLUSTER \"two\" .* engine = Distributed\( "
-            rf"'two', 'two_marketprism_features', '{table}_local', cityHash64\(exchange, market_type, symbol\)",
+            rf"create table \S*`{table}_local` ON CLUSTER \"two\" \(.* "
+            r"engine = ReplicatedMergeTree\('/clickhouse/tables/{shard}/{database}/{table}/{uuid}', '{replica}'\)",
             said,
         )
-    assert (
-        re.search(r"create or replace view `two_marketprism_features`.`stg_trades` ON CLUSTER \"two\"", said)
-        or "stg_trades" in said
-    )
+        assert re.search(
+            rf"create or replace table \S*`{table}` ON CLUSTER \"two\" .*"
+            rf"Distributed\( 'two', 'two_marketprism_features', '{table}_local', cityHash64\(exchange, market_type, symbol\) \)",
+            said,
+        )
+    assert re.search(r"create or replace view \S*`stg_trades` ON CLUSTER \"two\"", said)
     assert re.search(
-        r"`instruments` ON CLUSTER \"two\" .*ReplicatedMergeTree\('/clickhouse/tables/all/", said
+        r"create table \S*`instruments` ON CLUSTER \"two\" .*ReplicatedMergeTree\('/clickhouse/tables/all/",
+        said,
     )
