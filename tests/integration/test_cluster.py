@@ -81,7 +81,7 @@ class Keeper:
     everywhere: set[str] = field(default_factory=set)
 
     def __call__(self, client: Client, sql: str, *args: Any, **more: Any) -> Any:
-        inserted = re.match(r"\s*insert into [`\w]*?\.?`?(\w+)`?\s", sql, re.IGNORECASE)
+        inserted = re.search(r"(?:^|\*/)\s*insert into [`\w]*?\.?`?(\w+)`?\s", sql, re.IGNORECASE)
         if inserted and inserted[1] in self.everywhere:
             self.on(self.ports[1], client, sql, *args, **more)
         if "ON CLUSTER" not in sql.upper():
