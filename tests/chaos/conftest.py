@@ -1,7 +1,8 @@
 """One server of its own, one clean run to compare with, and a table of outcomes.
 
-The short form runs with all tests. MARKETPRISM_CHAOS_ROUNDS (2) kills so often, MARKETPRISM_CHAOS_HOURS (0) simulates so many hours;
-with either set the outcomes are also written to `<data_dir>/chaos.md`.
+With all tests runs a short form: kills, a full disk, a renamed column. MARKETPRISM_CHAOS_ROUNDS (2) is the number of kills,
+MARKETPRISM_CHAOS_HOURS (0) that of simulated hours; with either set every fault is tried, and the outcomes are also written to
+`<data_dir>/chaos.md`.
 """
 
 from __future__ import annotations

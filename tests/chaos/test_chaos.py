@@ -25,7 +25,20 @@ from python_udfs.ingest.detect import detect
 from python_udfs.ingest.loader import load
 from python_udfs.ingest.records import Batch, Item, Reader
 from python_udfs.server import start, status, stop
-from tests.chaos.conftest import CLOCK, HOURS, MODELS, RAW, ROUNDS, Chaos, build, command, done, fresh, hashes
+from tests.chaos.conftest import (
+    CLOCK,
+    HOURS,
+    LONG,
+    MODELS,
+    RAW,
+    ROUNDS,
+    Chaos,
+    build,
+    command,
+    done,
+    fresh,
+    hashes,
+)
 from tests.oracles.clock import Trade
 from tests.scoring import NOON, ONE, TWO, bucket, create, follow_flow, insert, make_model
 from tests.support import execute, insert_trades, insert_watermark, query
@@ -34,6 +47,8 @@ MINUTE, HOUR = 60 * 10**6, 3600 * 10**6
 CROSS_JOIN = (
     "select sum(cityHash64(a.number, b.number)) from numbers(10000000) as a cross join numbers(10000000) as b"
 )
+
+long = pytest.mark.skipif(not LONG, reason="the long form: MARKETPRISM_CHAOS_ROUNDS=100")
 
 
 class Disturbed:
@@ -163,6 +178,7 @@ def test_a_full_disk(chaos: Chaos) -> None:
     )
 
 
+@long
 def test_a_duplicated_and_reordered_feed(chaos: Chaos) -> None:
     r = np.random.default_rng(5)
 
@@ -178,6 +194,7 @@ def test_a_duplicated_and_reordered_feed(chaos: Chaos) -> None:
     chaos.tell("every row three times, in random and in reverse order", "as a clean run")
 
 
+@long
 def test_a_clock_that_jumps(chaos: Chaos) -> None:
     """A recorder clock an hour slow makes nothing known early; one an hour fast makes rows late, which are kept, and in no bucket."""
     moved: list[int] = []
@@ -212,6 +229,7 @@ def test_a_clock_that_jumps(chaos: Chaos) -> None:
     )
 
 
+@long
 def test_a_day_of_late_data(chaos: Chaos) -> None:
     """The second day is loaded and built before the first; a ranged rebuild puts things right."""
     midnight = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp()) * 10**6
@@ -232,6 +250,7 @@ def test_a_day_of_late_data(chaos: Chaos) -> None:
     chaos.tell("a day comes after the next one was built", "after a ranged rebuild as a clean run")
 
 
+@long
 def test_a_source_that_is_silent_for_an_hour(chaos: Chaos) -> None:
     """It has no bucket meanwhile. Before and after it has those of a twin that was never silent: silence leaves no trace."""
     silent, twin = ("alpha", "spot", "AAAUSDT"), ("alpha", "spot", "BBBUSDT")
@@ -280,6 +299,7 @@ def test_a_column_that_was_renamed_upstream(chaos: Chaos, tmp_path: Path) -> Non
     chaos.tell("a column is renamed upstream", f"refused: {str(errors[0]).removeprefix(str(tmp_path))}")
 
 
+@long
 def test_a_thousand_instruments_at_once(chaos: Chaos) -> None:
     """Each gets the buckets that it gets alone."""
     fresh()
@@ -305,6 +325,7 @@ def test_a_thousand_instruments_at_once(chaos: Chaos) -> None:
     )
 
 
+@long
 def test_an_analysts_cross_join(chaos: Chaos) -> None:
     """It ends at the reader's limits while a load goes on."""
     fresh()
