@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from python_udfs.dashboard.cli import dashboard_command
+from python_udfs.dbt import dbt_command
 from python_udfs.errors import UserError
 from python_udfs.experts.cli import app as experts_app
 from python_udfs.exporter.cli import alerts_command, exporter_command
@@ -59,6 +60,11 @@ app.add_typer(backup_app, name="backup", help="Write the store to a folder, and 
 app.add_typer(live_app, name="live", help="Views instead of builds; recorded data as if it were now.")
 app.command("migrate")(migrate_command)
 app.command("repair")(repair_command)
+app.command(
+    "dbt",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(dbt_command)
 app.command("demo")(demo_command)
 app.command("train")(train_command)
 app.command("score")(score_command)

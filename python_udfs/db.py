@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
@@ -16,6 +16,8 @@ from python_udfs.settings import settings
 
 # a server that is down is told in one message of ours, not in a traceback per try
 logging.getLogger("clickhouse_driver.connection").setLevel(logging.CRITICAL)
+# A join of two sharded tables sees the right one whole; an insert ends when every shard has it. As in profiles.yml.
+ON_CLUSTER: Final = {"distributed_product_mode": "global", "distributed_foreground_insert": 1}
 _AUTHENTICATION_FAILED = 516  # newer than the driver's own list of codes
 
 
@@ -32,11 +34,18 @@ def client(database: str | None = None, *, use_numpy: bool = False, **query_sett
         password=s.password,
         database=database or "default",
         secure=s.secure,
+        verify=s.verify,
+        ca_certs=s.ca_file and str(s.ca_file),
         compression="lz4",
         connect_timeout=5,
         send_receive_timeout=3600,
         # the server would answer in zstd, which the driver reads only with one more package
-        settings={"use_numpy": use_numpy, "network_compression_method": "lz4", **query_settings},
+        settings={
+            "use_numpy": use_numpy,
+            "network_compression_method": "lz4",
+            **(ON_CLUSTER if s.cluster else {}),
+            **query_settings,
+        },
     )
 
 

@@ -20,7 +20,8 @@ from clickhouse_migrations.migration import Migration, MigrationStorage
 from clickhouse_migrations.migrator import STATUS_MD5_MISMATCH, STATUS_PENDING, STATUS_UNKNOWN, Migrator
 from rich.console import Console
 
-from python_udfs import db
+from python_udfs import access, db
+from python_udfs.cluster import LOCAL, VERSIONS_ENGINE, on_cluster
 from python_udfs.errors import UserError
 from python_udfs.ingest.records import COLUMNS
 from python_udfs.settings import REPOSITORY, Layer, settings
@@ -38,6 +39,8 @@ FOLDERS: Final[dict[Layer, tuple[str, ...]]] = {
 def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
     """Creates the four databases of the current prefix, applies what is pending, and sets the TTLs.
 
+    Roles and limits are made where the server and the user allow it (`access.cannot_manage`).
+
     Calling it again changes nothing.
 
     Returns:
@@ -47,9 +50,12 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
         UserError: no ClickHouse, or it refuses; an applied file was edited or is gone.
     """
     s = settings()
+    on = f' on cluster "{s.cluster}"' if s.cluster else ""
     cluster = ClickhouseCluster(
-        db_host=s.host, db_port=str(s.port), db_user=s.user, db_password=s.password, secure=s.secure
-    )
+        migrations_table_engine=VERSIONS_ENGINE if s.cluster else None,
+        db_host=s.host, db_port=str(s.port), db_user=s.user, db_password=s.password, secure=s.secure,
+        verify=s.verify, ca_cert=s.ca_file and str(s.ca_file),
+    )  # fmt: skip
     kept: dict[Layer, tuple[int, tuple[str, ...]]] = {
         "hot": (s.hot_ttl_days, tuple(COLUMNS)),
         "cold": (s.cold_ttl_days, tuple(COLUMNS)),
@@ -61,10 +67,13 @@ def migrate(folder: Path = MIGRATIONS) -> dict[str, list[int]]:
             database = s.database(layer)
             files = _files(folder, folders)
             try:
-                c.execute(f"create database if not exists {db.names([database])}")
+                c.execute(f"create database if not exists {db.names([database])}{on}")
                 applied[database] = _apply(cluster, database, files) if files else []
                 if layer in kept:
                     _set_ttl(c, database, *kept[layer])
+                if layer == "serving" and (folder / "access").is_dir() and not access.cannot_manage(c):
+                    cluster.migrations_table = "access_versions"
+                    _apply(cluster, database, _files(folder, ("access",)))
             except driver_errors.ServerException as e:
                 raise UserError(f"migrating {database}: ClickHouse refuses: {_first_line(e)}") from e
     return applied
@@ -83,9 +92,14 @@ def drop_all(*, force: bool = False) -> list[str]:
             f"MARKETPRISM_DB_PREFIX is empty: this would drop {', '.join(databases)} with all their data. "
             "Use force if that is what you want"
         )
+    on = f' on cluster "{s.cluster}"' if s.cluster else ""
     with db.connect() as c:
         for database in databases:
-            c.execute(f"drop database if exists {db.names([database])} sync")
+            c.execute(f"drop database if exists {db.names([database])}{on} sync")
+        if not access.cannot_manage(c):
+            for role in access.ROLES:
+                c.execute(f"drop settings profile if exists {access.role(role, s.db_prefix)}{on}")
+                c.execute(f"drop role if exists {access.role(role, s.db_prefix)}{on}")
     return databases
 
 
@@ -113,8 +127,15 @@ def _apply(cluster: ClickhouseCluster, database: str, files: dict[int, tuple[Pat
     """Applies the pending migrations, after seeing that the applied ones are those of the files."""
     migrations = [migration for _, migration in files.values()]
     with cluster.connection(database) as connection:
-        migrator = Migrator(connection)
-        migrator.init_schema()
+        name = settings().cluster
+        if name:
+            migrations = on_cluster(migrations, name)
+        migrator = Migrator(
+            connection,
+            migrations_table=cluster.migrations_table,
+            migrations_table_engine=cluster.migrations_table_engine,
+        )
+        migrator.init_schema(name or None)
         for row in migrator.migration_status(migrations):
             if row.state == STATUS_MD5_MISMATCH:
                 raise UserError(
@@ -127,7 +148,9 @@ def _apply(cluster: ClickhouseCluster, database: str, files: dict[int, tuple[Pat
                     "checkout is older than the database. Update it, or put the file back"
                 )
         try:
-            return [m.version for m in migrator.apply_migration(migrations, multi_statement=True)]
+            variables = {"PREFIX": settings().db_prefix}
+            done = migrator.apply_migration(migrations, multi_statement=True, variables=variables)
+            return [m.version for m in done]
         except driver_errors.ServerException as e:
             status = migrator.migration_status(migrations)
             failed = next(row.version for row in status if row.state == STATUS_PENDING)
@@ -140,12 +163,18 @@ def _set_ttl(c: Client, database: str, days: int, tables: tuple[str, ...]) -> No
     A changed TTL makes ClickHouse rewrite the table's parts, so an unchanged one must not be set again.
     """
     expression = f"toDateTime(created_at) + toIntervalDay({days})" if days else None
-    query = "select name, engine_full from system.tables where database = %(database)s and name in %(tables)s"
+    query = (
+        "select name, engine_full from system.tables "
+        "where database = %(database)s and name in %(tables)s and engine like '%%MergeTree'"
+    )
+    cluster = settings().cluster
+    tables = (*tables, *(table + LOCAL for table in tables)) if cluster else tables
+    on = f' on cluster "{cluster}"' if cluster else ""
     for table, engine in c.execute(query, {"database": database, "tables": tables}):
         found = re.search(r"\bTTL (.+?)(?: SETTINGS |$)", engine)
         if (found[1] if found else None) != expression:
             change = f"modify TTL {expression}" if expression else "remove TTL"
-            c.execute(f"alter table {db.names([database])}.{db.names([table])} {change}")
+            c.execute(f"alter table {db.names([database])}.{db.names([table])}{on} {change}")
 
 
 def _first_line(e: driver_errors.ServerException) -> str:
@@ -165,3 +194,6 @@ def migrate_command(
         out.print(f"dropped {', '.join(drop_all(force=force))}")
     for database, versions in migrate().items():
         out.print(f"{database}: {f'applied {versions}' if versions else 'up to date'}", markup=False)
+    with db.connect() as c:
+        if settings().target == "server" and (reason := access.cannot_manage(c)):
+            out.print(f"no roles were made: {reason}", markup=False)

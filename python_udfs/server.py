@@ -30,6 +30,7 @@ from xml.sax.saxutils import escape
 import typer
 from rich.console import Console
 
+from python_udfs import access
 from python_udfs.errors import UserError
 from python_udfs.functions.registry import FILE as FUNCTIONS_FILE
 from python_udfs.functions.registry import render_xml
@@ -210,11 +211,15 @@ def render_config(root: Path, s: Settings, *, wheel: bool) -> str:
 """
 
 
-def render_users() -> str:
-    """ClickHouse's `users.xml`: `default`, loopback only, no password (clickhouse-local logs in as that)."""
+def render_users(prefix: str) -> str:
+    """ClickHouse's `users.xml`: `default`, and a user per role of the prefix; loopback only, no passwords.
+
+    clickhouse-local logs in as `default`.
+    """
     profile = "".join(f"<{name}>{value}</{name}>" for name, value in PROFILE.items())
+    role_profiles, role_users = access.users_xml(prefix)
     return f"""<clickhouse>
-    <profiles><default>{profile}</default></profiles>
+    <profiles><default>{profile}</default>{role_profiles}</profiles>
     <users>
         <default>
             <no_password/>
@@ -224,6 +229,7 @@ def render_users() -> str:
             <default_database>default</default_database>
             <access_management>1</access_management>
         </default>
+        {role_users}
     </users>
     <quotas><default></default></quotas>
 </clickhouse>
@@ -337,7 +343,7 @@ def _prepare(root: Path, s: Settings, *, wheel: bool) -> None:
     for folder in ("data/metadata", "config/config.d", "config/users.d", "log", "user_files", "user_scripts"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "config" / "config.xml").write_text(render_config(root, s, wheel=wheel))
-    (root / "config" / "users.xml").write_text(render_users())
+    (root / "config" / "users.xml").write_text(render_users(s.db_prefix))
     if wheel:
         # A server's `default` and `system` databases: clickhouse-local keeps its own in memory, and would
         # lose the query log at every restart.

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -35,7 +35,15 @@ class Settings(BaseSettings):
     http_port: int = Field(18123, description="HTTP port of the local server (for browsers; unused by us)")
     user: str = Field("default", description="ClickHouse user")
     password: str = Field("", description="ClickHouse password")
+    password_file: Path | None = Field(
+        None, description="a file with the password, read where MARKETPRISM_PASSWORD is not set"
+    )
     secure: bool = Field(False, description="TLS on the native protocol")
+    verify: bool = Field(True, description="with TLS: the server's certificate must be valid")
+    ca_file: Path | None = Field(
+        None, description="with TLS: a file of certificates (PEM) to trust instead of the public ones"
+    )
+    cluster: str = Field("", description="name of the ClickHouse cluster to create tables on; empty: none")
     target: Literal["local", "server"] = Field(
         "local", description="`local`: we start and stop the server; `server`: it is yours, we only connect"
     )
@@ -83,6 +91,26 @@ class Settings(BaseSettings):
     network_budget_ms: Budget = Field(
         Budget(read=14, prepare=6, run=20, total=50), description="of a network, as JSON"
     )
+
+    @field_validator("password_file", "ca_file")
+    @classmethod
+    def _there(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not value.expanduser().is_file():
+            raise ValueError(f"MARKETPRISM_{str(info.field_name).upper()}: {value} is no file")
+        return value and value.expanduser().resolve()
+
+    @field_validator("cluster")
+    @classmethod
+    def _plain_cluster(cls, value: str) -> str:
+        if not re.fullmatch(r"\w*", value):
+            raise ValueError("MARKETPRISM_CLUSTER: letters, digits and _ only")
+        return value
+
+    @model_validator(mode="after")
+    def _read_password(self) -> Settings:
+        if self.password_file and not self.password:
+            self.password = self.password_file.read_text().rstrip("\n")
+        return self
 
     @field_validator("db_prefix")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dbt.cli.main import dbtRunner
@@ -11,6 +12,7 @@ from dbt.contracts.graph.manifest import Manifest
 from dbt.parser.manifest import extended_mashumaro_encoder, extended_mashumuro_decoder
 
 from python_udfs import db
+from python_udfs.access import role
 from python_udfs.settings import REPOSITORY, settings
 from tests.oracles.clock import Trade
 
@@ -162,6 +164,16 @@ def insert_books(
             f"{side('bid', 'b', 'bq', '-1')}, {side('ask', 'a', 'aq', '1')}, "
             "fromUnixTimestamp64Micro(k, 'UTC'), 'generator' from wire"
         )
+
+
+def shorten_the_readers_queries(data_dir: Path, prefix: str, seconds: int) -> None:
+    """The time limit of the reader's profile on a local server that is not started yet: a test cannot wait 60 s."""
+    folder = data_dir / "clickhouse" / "config" / "users.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    profile = role("reader", prefix)
+    (folder / "short.xml").write_text(
+        f"<clickhouse><profiles><{profile}><max_execution_time>{seconds}</max_execution_time></{profile}></profiles></clickhouse>"
+    )
 
 
 def us(column: str) -> str:

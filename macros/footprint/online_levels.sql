@@ -5,7 +5,7 @@
   Example: select * from footprint_online(exchange = 'alpha', market_type = 'linear', symbol = 'AAAUSDT', mid = 1236.5, at = now64(6, 'UTC'))
 #}
 {% macro online_levels() -%}
-create or replace view {{ this.schema }}.footprint_online {{ on_cluster_clause(this) }} as
+create or replace view {{ this.schema }}.footprint_online {{ on_cluster_clause(this) if execute }} as
 with newest as (
     select
         run_ts,

@@ -10,6 +10,8 @@
     {%- set plain = dbt.clickhouse__insert_into -%}
     {%- if model.config.materialized != 'incremental' or target_relation.identifier != this.identifier -%}
         {{ plain(target_relation, sql, has_contract, use_columns_from_sql) }}
+    {%- elif adapter.get_clickhouse_cluster_name() is not none -%}
+        {{ append_on_cluster(target_relation, sql, has_contract) }}
     {%- else -%}
         {%- set staging = target_relation.incorporate(path={'identifier': target_relation.identifier ~ '__arriving'}) -%}
         {%- do run_query('drop table if exists ' ~ staging ~ ' ' ~ on_cluster_clause(staging) ~ ' sync') -%}

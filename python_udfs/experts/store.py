@@ -20,7 +20,7 @@ from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.experts.records import BadLine, Decision, Rules, read_file, read_horizons
 from python_udfs.ingest.availability import read_instruments
-from python_udfs.settings import REPOSITORY, settings
+from python_udfs.settings import settings
 
 MODELS: Final = ("expert_decision_versions", "expert_context", "expert_scores", "expert_summary")
 KIND: Final = "expert_decisions"
@@ -188,12 +188,10 @@ def build() -> None:
         UserError: dbt failed.
     """
     # only here: every other command would wait for dbt
-    from dbt.cli.main import dbtRunner
+    from python_udfs.dbt import invoke
 
     own = settings().data_dir / "dbt" / f"{settings().db_prefix}experts"
-    folders = [f"--{name}-dir={REPOSITORY}" for name in ("project", "profiles")]
-    words = ["run", "--select", *MODELS, "--quiet", *folders, f"--target-path={own}", f"--log-path={own}"]
-    result = dbtRunner().invoke(words)
+    result = invoke(["run", "--select", *MODELS, "--quiet", f"--target-path={own}", f"--log-path={own}"])
     if not result.success:
         failed = [
             r.message for r in getattr(result.result, "results", []) if r.message and r.status == "error"

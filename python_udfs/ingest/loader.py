@@ -45,6 +45,7 @@ import pyarrow.compute as pc
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
+from python_udfs.cluster import LOCAL
 from python_udfs.db import connect, names, quote
 from python_udfs.errors import BadFileError, UserError
 from python_udfs.ingest.availability import (
@@ -797,9 +798,10 @@ def _time(microseconds: int) -> str:
 
 
 def _sorting_key(store: Store, table: str) -> str:
+    # on a cluster `table` is Distributed, and has none
     found = store.run(
         f"select sorting_key from system.tables where database = {quote(store.database)} "
-        f"and name = {quote(table)}"
+        f"and name in ({quote(table)}, {quote(table + LOCAL)}) and sorting_key != ''"
     )
     if not found:
         raise UserError(f"no table {store.database}.{table}: run `make migrate`")

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from python_udfs.dbt import invoke
 from python_udfs.errors import UserError
 from python_udfs.settings import REPOSITORY, settings
 
@@ -79,10 +80,6 @@ class Dbt:
         return {m["alias"]: m["config"]["materialized"] for m in models}
 
     def _invoke(self, *words: str) -> Any:
-        # only here: every other command would wait for dbt
-        from dbt.cli.main import dbtRunner
-
-        places = [f"--project-dir={REPOSITORY}", f"--profiles-dir={self.profiles}"]
-        places += [f"--target-path={self.folder}", f"--log-path={self.folder}"]
+        places = [f"--target-path={self.folder}", f"--log-path={self.folder}"]
         given = ["--vars", json.dumps(dict(self.variables))] if self.variables else []
-        return dbtRunner().invoke([*words, "--quiet", *places, *given])
+        return invoke([*words, "--quiet", *places, *given], self.profiles)

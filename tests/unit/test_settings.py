@@ -74,3 +74,26 @@ def test_the_wheel_that_the_server_wants_is_the_one_that_gets_installed() -> Non
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert f"chdb-core=={server.WHEEL}" in project["dependencies"]
     assert f"chdb-core=={server.WHEEL} " in (REPOSITORY / "requirements.lock").read_text()
+
+
+def test_a_password_is_read_from_its_file_and_the_variable_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(" it's secret \n")
+    monkeypatch.setenv("MARKETPRISM_PASSWORD_FILE", str(file))
+    assert Settings().password == " it's secret "
+    monkeypatch.setenv("MARKETPRISM_PASSWORD", "other")
+    assert Settings().password == "other"
+
+
+@pytest.mark.parametrize("name", ["password_file", "ca_file"])
+def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=rf"MARKETPRISM_{name.upper()}: .*nothing is no file"):
+        Settings.model_validate({name: tmp_path / "nothing"})
+
+
+def test_a_cluster_is_a_plain_name() -> None:
+    assert Settings(cluster="main_1").cluster == "main_1"
+    with pytest.raises(ValidationError, match="MARKETPRISM_CLUSTER: letters"):
+        Settings(cluster='x" sync')

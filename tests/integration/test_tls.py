@@ -1,0 +1,113 @@
+"""TLS as a server's own would be: a proxy with a certificate of a private authority in front of the test's server."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import certifi
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from python_udfs import db
+from python_udfs.dbt import invoke
+from python_udfs.errors import UserError
+from python_udfs.settings import Settings
+
+Environment = Callable[..., AbstractContextManager[None]]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "ca.pem", folder / "key.pem"
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return files
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for s in (source, sink):
+        with suppress(OSError):
+            s.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def tls(server: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """The port that speaks TLS, and the certificate to trust."""
+    ca, key = certificate(tmp_path_factory.mktemp("tls"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca, key)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                plain = listener.accept()[0]
+                with suppress(OSError):  # a client that does not trust us
+                    near = context.wrap_socket(plain, server_side=True)
+                    far = socket.create_connection((server.host, server.port))
+                    for pair in ((near, far), (far, near)):
+                        threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield listener.getsockname()[1], ca
+    listener.close()
+
+
+def answers() -> bool:
+    with db.connect() as c:
+        return bool(c.execute("select 1") == [(1,)])
+
+
+def test_a_certificate_is_checked_against_the_file(
+    tls: tuple[int, Path], environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, ca = tls
+    with environment(target="server", port=str(port), secure="1"):
+        with environment(ca_file=str(ca)):
+            assert answers()
+            monkeypatch.setattr(certifi, "where", certifi.where)
+            monkeypatch.setenv("DBT_LOG_PATH", str(ca.parent))
+            assert invoke(["debug", "--quiet"]).success
+        monkeypatch.undo()
+        with pytest.raises(
+            UserError, match="check MARKETPRISM_HOST, MARKETPRISM_PORT and MARKETPRISM_SECURE"
+        ):
+            answers()
+        with environment(verify="0"):
+            assert answers()
+    with environment(target="server", port=str(port), secure="0"), pytest.raises(UserError):
+        answers()
