@@ -22,8 +22,8 @@ from python_udfs.jobs.report import report_command
 from python_udfs.jobs.udf import app as udf_app
 from python_udfs.live.cli import app as live_app
 from python_udfs.migrate import migrate_command
-from python_udfs.quality.cli import quality_command
 from python_udfs.operations.cli import archive_app, backup_app, job_app, repair_command
+from python_udfs.quality.cli import quality_command
 from python_udfs.scorer.cli import replay_command, score_command
 from python_udfs.scorer.models_cli import app as models_app
 from python_udfs.server import app as server_app
