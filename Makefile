@@ -8,6 +8,14 @@ DBT := $(BIN)/dbt
 export DBT_PROFILES_DIR := $(CURDIR)
 # demo: a folder or files of market data; empty: the generated market
 DATA ?=
+# live and repair: the clock that the tables were built with, as dbt's vars; which chain is live; which model scores
+VARS ?= {}
+LIVE ?= v1
+MODEL ?=
+SPEED ?= 1
+# chaos
+ROUNDS ?= 100
+HOURS ?= 24
 # tests: two workers, each with a server of its own
 PYTEST_ARGS ?= -n 2 --dist loadscope
 
@@ -48,6 +56,26 @@ score: setup ## score the latest buckets
 	$(MP) score
 refresh-candidates: setup ## footprint levels up to now; for cron, each five minutes
 	$(MP) refresh-candidates
+live: setup ## tables kept up to date by the server, a scorer, a status line; until Ctrl-C (after a build)
+	$(MP) live run --models "$(LIVE)" --vars '$(VARS)' $(if $(MODEL),--model "$(MODEL)")
+replay: migrate ## DATA=… into the raw tables in the order in which it became known, SPEED=1 as fast as it happened
+	$(MP) live replay $(if $(DATA),"$(DATA)",$(error replay: say DATA=a folder or file)) --speed "$(SPEED)"
+dashboard: setup ## a page of instruments, health, scores, drift; renews itself
+	$(MP) dashboard
+exporter: setup ## metrics for Prometheus
+	$(MP) exporter
+quality: setup ## great-expectations over the public models; a failure blocks promotion
+	$(MP) quality
+repair: setup ## START=… END=… rebuild whole days next door, check, exchange; DRY=1 only says what would change
+	$(MP) repair --start "$(START)" --end "$(END)" --vars '$(VARS)' $(if $(DRY),--dry-run)
+archive: setup ## old raw days from hot to cold
+	$(MP) archive run
+backup: setup ## TO=… the whole store
+	$(MP) backup create $(if $(TO),"$(TO)",$(error backup: say TO=a new folder))
+restore: migrate ## FROM=… a backup into an empty store
+	$(MP) backup restore $(if $(FROM),"$(FROM)",$(error restore: say FROM=a backup))
+jobs: setup ## what cron should run, and how it last went
+	$(MP) job list
 report: setup ## one HTML page of everything worth looking at
 	$(MP) report
 catalog: setup ## every feature with its formula; a page with a line per feature
@@ -58,10 +86,12 @@ test: torch ## unit, oracle, leakage and integration tests; dbt tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 lint: torch ## sqlfluff, ruff, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/sqlfluff lint --disable-progress-bar --processes 2 dbt_project tests/dbt
+chaos: torch ## every fault, many rounds, a day of simulated time: hours
+	MARKETPRISM_CHAOS_ROUNDS="$(ROUNDS)" MARKETPRISM_CHAOS_HOURS="$(HOURS)" $(BIN)/pytest tests/chaos -s -rs
 bench: setup ## throughput and latency, as ratios measured in the same run
 	$(MP) bench
 clean: ## stop the server and remove everything that was made here
 	-test -x $(MP) && $(MP) server down
 	rm -rf .venv .venv-bench .marketprism target logs *.egg-info
 
-.PHONY: help setup torch up down status migrate ingest build demo train score refresh-candidates report catalog docs test lint bench clean
+.PHONY: help setup torch up down status migrate ingest build demo train score refresh-candidates report catalog docs live replay dashboard exporter quality repair archive backup restore jobs chaos test lint bench clean

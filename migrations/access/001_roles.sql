@@ -29,6 +29,8 @@ GRANT ALTER DELETE ON ${PREFIX}marketprism_hot.quarantine TO ${PREFIX}marketpris
 GRANT SELECT ON ${PREFIX}marketprism_features.source_availability TO ${PREFIX}marketprism_ingester;
 GRANT TABLE ENGINE ON MergeTree TO ${PREFIX}marketprism_ingester;
 GRANT INSERT ON ${PREFIX}marketprism_serving.job_runs TO ${PREFIX}marketprism_ingester;
+-- It skips what was archived.
+GRANT SELECT ON ${PREFIX}marketprism_cold.* TO ${PREFIX}marketprism_ingester;
 
 -- Migrations, dbt, models, repair: everything in the four databases, and nothing outside but what names and watches them.
 GRANT ALL ON ${PREFIX}marketprism_hot.* TO ${PREFIX}marketprism_admin;
