@@ -27,7 +27,7 @@ APPENDED = sorted(
 
 
 # Of the variables, those that decide what is parsed.
-PARSED_VARS = frozenset({"live"})
+PARSED_VARS = frozenset({"live", "start", "end"})
 # Manifests by what parsing depends on: a parse takes 15 s of CPU, and a test module has databases of its own.
 _PARSED: dict[tuple[str, ...], tuple[str, bytes]] = {}
 

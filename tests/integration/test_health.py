@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import pytest
 from dbt.cli.main import dbtRunner
+from dbt.node_types import NodeType
 
 from python_udfs.scorer.relation import Instrument
 from python_udfs.settings import REPOSITORY, Settings, settings
@@ -227,7 +228,8 @@ def severities(**variables: object) -> dict[str, str]:
     ]
     words += ["--profiles-dir", str(REPOSITORY), "--target-path", target, "--log-path", target]
     result = dbtRunner().invoke([*words, "--vars", json.dumps(VARS | variables)])
-    return {r.node.name: str(r.status) for r in result.result or []}  # type: ignore[union-attr]
+    tests = [r for r in result.result or [] if r.node.resource_type == NodeType.Test]  # type: ignore[union-attr]
+    return {r.node.name: str(r.status) for r in tests}
 
 
 @pytest.fixture(scope="module")

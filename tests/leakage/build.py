@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dbt.cli.main import dbtRunner
+from dbt.node_types import NodeType
 
 from python_udfs import db
 from python_udfs.settings import REPOSITORY, settings
@@ -65,7 +66,9 @@ class Build:
         folders = [f"--project-dir={self.project}", f"--profiles-dir={self.target}"]
         outputs = [f"--target-path={self.target}", f"--log-path={self.target}"]
         done = dbtRunner().invoke([*words, "--quiet", *folders, *outputs])
-        results = list(getattr(done.result, "results", []))
+        results = [
+            r for r in getattr(done.result, "results", []) if r.node.resource_type != NodeType.Operation
+        ]
         wrong = {"error", "runtime error"} | (set() if may_fail else {"fail"})
         failed = [f"{r.node.name}: {r.message}" for r in results if r.status in wrong]
         if failed or (done.exception and not results):
