@@ -8,14 +8,7 @@
     tags=['health'],
 ) }}
 {%- set key = 'exchange, market_type, symbol' %}
-{%- set is_recovering = false %}
-{#- sqlfluff has no database to ask -#}
-{%- if execute and run_query is defined and is_incremental() %}
-{%- set counted = run_query(
-    'select count() from (select argMax(tuple(better_since), changed_at).1 as at from ' ~ this ~ ' group by ' ~ key ~ ') where at is not null'
-) %}
-{%- set is_recovering = counted.columns[0].values()[0] | string != '0' %}
-{%- endif %}
+{%- set is_recovering = execute and is_incremental() and is_any_recovering(this) %}
 -- depends_on: {{ ref('feature_parity_rows') }}
 -- One row per instrument and change of its state, of what it should be, or of the reasons. Each run adds what has changed.
 with last_changes as (
@@ -86,7 +79,7 @@ scored as (
         countIf(
             p.bucket_ts_end > r.better_since
             and arrayExists(
-                (a, b) -> not (isNaN(a) and isNaN(b)) and reinterpretAsUInt32(a) != reinterpretAsUInt32(b),
+                (a, b) -> not (isNaN(a) and isNaN(b)) and reinterpretAsUInt32(a) != reinterpretAsUInt32(b), -- noqa: RF02
                 p.read_values,
                 p.values_now
             )

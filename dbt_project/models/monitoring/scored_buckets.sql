@@ -49,7 +49,7 @@ labelled as (
         p.first_signal as signal, -- noqa: RF04
         ifNull(m.label, '') as label,
         arrayFirst(
-            outcome -> outcome.1 = label,
+            outcome -> outcome.1 = label, -- noqa: RF02
             [
                 {%- for label, value in outcomes %}
                 ('{{ label }}', o.{{ label }}, o.{{ value }}){{ ',' if not loop.last }}

@@ -122,7 +122,7 @@ feature_rows as (
         market_type,
         symbol,
         bucket_ts_end > (select window_from from bounds) as is_recent,
-        ['{{ features | join("', '") }}'] as names,
+        ['{{ features | join("', '") }}'] as all_features,
         [
             {%- for feature in features %}
             {{ feature }} is null{{ ',' if not loop.last }}
@@ -141,14 +141,14 @@ missing as (
         exchange,
         market_type,
         symbol,
-        name as detail,
+        feature as detail,
         countIf(is_missing and is_recent) / countIf(is_recent) as value
     from feature_rows
     array join
-        names as name,
+        all_features as feature,
         are_missing as is_missing
-    where name not in (select s.name from {{ ref('sparse_features') }} as s)
-    group by exchange, market_type, symbol, name
+    where feature not in (select s.name from {{ ref('sparse_features') }} as s)
+    group by exchange, market_type, symbol, feature
     having countIf(is_recent) > 0 and countIf(not is_missing) > 0
 ),
 
