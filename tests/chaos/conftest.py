@@ -110,7 +110,7 @@ def done(process: subprocess.Popen[str]) -> str:
     return output
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chaos(
     tmp_path_factory: pytest.TempPathFactory,
     environment: Callable[..., AbstractContextManager[None]],
