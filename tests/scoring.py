@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from python_udfs import db
-from python_udfs.scorer.card import CARD_FILE, INPUT, ONNX_FILE, OUTPUT, Card, Column, Metrics, ModelType
+from python_udfs.scorer.card import INPUT, OUTPUT, Card, Column, ModelType, save_model
 from python_udfs.scorer.relation import Instrument
 from python_udfs.settings import settings
 
@@ -111,41 +110,15 @@ def make_model(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     content = content or model.SerializeToString()
-    digest = hashlib.sha256(content).hexdigest()
-    nothing = Metrics(
-        rows=0, log_loss=0, prior_log_loss=0, accuracy=0, balanced_accuracy=0, brier=0, ic=None, auc={},
-        class_shares={}, calibration={},
-    )  # fmt: skip
-    card = Card(
+    card = Card.unjudged(
+        content,
+        features,
         name=folder.name,
         type=ModelType.LOGISTIC if window == 1 else ModelType.STUDENT,
-        version=digest[:12],
-        onnx_sha256=digest,
-        source=source,  # type: ignore[arg-type]
+        source=source,
         feature_vector_version=version,
         window=window,
-        features=[column.name for column in features],
-        contract=list(features),
-        classes=[-1, 0, 1],
         confidence=confidence,
-        label="label_cls_3",
-        label_return="label_ret_ps_3",
-        horizon="3 buckets",
-        embargo_s=0,
-        training_rows=0,
-        training_first_as_of=NOON,
-        training_last_as_of=NOON,
-        instruments=[],
-        pooled=nothing,
-        folds=[],
-        parity_rows=0,
-        parity_max_abs_diff=0,
-        seed=0,
-        created_at=NOON,
-        git_revision=None,
-        libraries={},
     )
-    folder.mkdir(parents=True)
-    (folder / ONNX_FILE).write_bytes(content)
-    (folder / CARD_FILE).write_text(card.model_dump_json())
+    save_model(folder, card, content)
     return folder

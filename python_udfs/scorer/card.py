@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from clickhouse_driver import Client
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -132,6 +132,44 @@ class Card(_Frozen):
     git_revision: str | None
     libraries: dict[str, str]
 
+    @classmethod
+    def unjudged(cls, onnx: bytes, columns: Sequence[Column], /, **said: Any) -> Self:
+        """The card of a model made to measure or to test with: of its training and its quality it says nothing.
+
+        said: fields that say something after all; `name` is one of them.
+        """
+        digest, now = hashlib.sha256(onnx).hexdigest(), said.get("created_at", datetime.now(UTC))
+        nothing = Metrics(
+            rows=0, log_loss=0, prior_log_loss=0, accuracy=0, balanced_accuracy=0, brier=0, ic=None, auc={},
+            class_shares={}, calibration={},
+        )  # fmt: skip
+        values: dict[str, Any] = {
+            "type": ModelType.LOGISTIC,
+            "version": digest[:12],
+            "onnx_sha256": digest,
+            "feature_vector_version": 1,
+            "features": [column.name for column in columns],
+            "contract": list(columns),
+            "classes": [-1, 0, 1],
+            "label": "label_cls_3",
+            "label_return": "label_ret_ps_3",
+            "horizon": "3 buckets",
+            "embargo_s": 0,
+            "training_rows": 0,
+            "training_first_as_of": now,
+            "training_last_as_of": now,
+            "instruments": [],
+            "pooled": nothing,
+            "folds": [],
+            "parity_rows": 0,
+            "parity_max_abs_diff": 0,
+            "seed": 0,
+            "created_at": now,
+            "git_revision": None,
+            "libraries": {},
+        }
+        return cls(**(values | said))
+
     @property
     def table(self) -> str:
         """The public relation that the model reads."""
@@ -144,6 +182,13 @@ class Card(_Frozen):
         if self.version != self.onnx_sha256[:12]:
             raise ValueError("`version` is not the start of `onnx_sha256`")
         return self
+
+
+def save_model(folder: Path, card: Card, onnx: bytes) -> None:
+    """Writes what `load_model` reads; the folder may be there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ONNX_FILE).write_bytes(onnx)
+    (folder / CARD_FILE).write_text(card.model_dump_json())
 
 
 def load_model(folder: Path) -> tuple[Card, bytes]:

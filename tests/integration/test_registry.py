@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,7 @@ from typer.testing import CliRunner
 from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.scorer import deployment, models_cli, registry
-from python_udfs.scorer.card import INPUT, OUTPUT, Card, Column, Metrics, ModelType
+from python_udfs.scorer.card import INPUT, OUTPUT, Card, Column, Metrics, save_model
 from python_udfs.scorer.deployment import (
     BusyError,
     Deployment,
@@ -58,6 +57,10 @@ LIMITS = {
     "max_unpaired_share": 0.01,
 }
 TABLES = ("model_files", "models", "deployments")
+POOLED = Metrics(
+    rows=1, log_loss=1, prior_log_loss=1, accuracy=1, balanced_accuracy=1, brier=0, ic=0.1, auc={},
+    class_shares={}, calibration={},
+)  # fmt: skip
 
 
 def trained(folder: Path, name: str, weight: float, **changes: Any) -> Path:
@@ -72,49 +75,11 @@ def trained(folder: Path, name: str, weight: float, **changes: Any) -> Path:
     )
     onnx = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     content = onnx.SerializeToString()
-    digest = hashlib.sha256(content).hexdigest()
-    metrics = Metrics(
-        rows=1,
-        log_loss=1,
-        prior_log_loss=1,
-        accuracy=1,
-        balanced_accuracy=1,
-        brier=0,
-        ic=0.1,
-        auc={},
-        class_shares={},
-        calibration={},
-    )
-    values: dict[str, Any] = {
-        "name": name,
-        "type": ModelType.LOGISTIC,
-        "version": digest[:12],
-        "onnx_sha256": digest,
-        "feature_vector_version": 1,
-        "features": [column.name for column in CONTRACT],
-        "contract": CONTRACT,
-        "classes": [-1, 0, 1],
-        "label": "label_cls_3",
-        "label_return": "label_ret_ps_3",
-        "horizon": "3 buckets",
-        "embargo_s": 0,
-        "training_rows": 1,
-        "training_first_as_of": NOON,
-        "training_last_as_of": NOON,
-        "instruments": ["x:spot:AAA"],
-        "pooled": metrics,
-        "folds": [],
-        "parity_rows": 1,
-        "parity_max_abs_diff": 0,
-        "seed": 7,
-        "created_at": NOON,
-        "git_revision": None,
-        "libraries": {},
-    }
-    folder = folder / f"{name}-{digest[:6]}"
-    folder.mkdir(exist_ok=True)
-    (folder / "model.onnx").write_bytes(content)
-    (folder / "card.json").write_text(Card(**(values | changes)).model_dump_json())
+    values: dict[str, Any] = {"name": name, "pooled": POOLED, "created_at": NOON}
+    values |= {"training_first_as_of": NOON, "training_last_as_of": NOON}
+    card = Card.unjudged(content, CONTRACT, **(values | changes))
+    folder = folder / f"{name}-{card.version[:6]}"
+    save_model(folder, card, content)
     (folder / "evaluation.json").write_text("{}")  # the same in every model: a shared file
     return folder
 

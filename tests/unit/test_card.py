@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from python_udfs.errors import UserError
-from python_udfs.scorer.card import Card, Column, Metrics, ModelType, contract_differences, load_model
+from python_udfs.scorer.card import Card, Column, contract_differences, load_model
 from python_udfs.training.dataset import choose_features, parse_label
 
 ONNX = b"not really a model"
@@ -25,47 +24,9 @@ LIVE = [
 
 
 def card(**changes: Any) -> Card:
-    digest = hashlib.sha256(ONNX).hexdigest()
-    metrics = Metrics(
-        rows=1,
-        log_loss=1,
-        prior_log_loss=1,
-        accuracy=1,
-        balanced_accuracy=1,
-        brier=0,
-        ic=None,
-        auc={"1": None},
-        class_shares={"1": 1},
-        calibration={},
-    )
     now = datetime(2024, 8, 8, tzinfo=UTC)
-    values: dict[str, Any] = {
-        "name": "m",
-        "type": ModelType.LOGISTIC,
-        "version": digest[:12],
-        "onnx_sha256": digest,
-        "feature_vector_version": 1,
-        "features": ["a", "b", "c"],
-        "contract": [column for column in LIVE if column.name in "abc"],
-        "classes": [-1, 0, 1],
-        "label": "label_cls_3",
-        "label_return": "label_ret_ps_3",
-        "horizon": "3 buckets",
-        "embargo_s": 0,
-        "training_rows": 1,
-        "training_first_as_of": now,
-        "training_last_as_of": now,
-        "instruments": ["x:spot:AAA"],
-        "pooled": metrics,
-        "folds": [],
-        "parity_rows": 1,
-        "parity_max_abs_diff": 0,
-        "seed": 7,
-        "created_at": now,
-        "git_revision": None,
-        "libraries": {},
-    }
-    return Card(**(values | changes))
+    values = {"name": "m", "instruments": ["x:spot:AAA"], "created_at": now}
+    return Card.unjudged(ONNX, [c for c in LIVE if c.name in "abc"], **(values | changes))
 
 
 def folder(tmp_path: Path, edit: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:

@@ -42,31 +42,20 @@ def _write(
                 metrics=evaluate(probabilities[part], prior[part], labels[part], returns[part], CLASSES),
             )
         )
-    card = Card(
+    card = Card.unjudged(
+        b"",
+        [Column(name="ofi", type="Nullable(Float64)")],
         name=name,
-        type="logistic",
-        version="ab" * 6,
-        onnx_sha256="ab" * 32,
-        feature_vector_version=1,
-        features=["ofi"],
-        contract=[Column(name="ofi", type="Nullable(Float64)")],
         classes=CLASSES,
         label=label,
         label_return=label.replace("cls", "ret"),
         horizon="30 s",
-        embargo_s=0,
         training_rows=900,
         training_first_as_of=BEGIN - timedelta(hours=1),
         training_last_as_of=BEGIN + timedelta(hours=1),
-        instruments=["a:spot:b"],
         pooled=evaluate(probabilities, prior, labels, returns, CLASSES),
         folds=folds,
-        parity_rows=10,
-        parity_max_abs_diff=0,
-        seed=1,
         created_at=BEGIN - timedelta(days=age),
-        git_revision=None,
-        libraries={},
     )
     place = folder / f"{age}"
     place.mkdir()

@@ -6,7 +6,6 @@ that a hash decides: time depends on how many rows and columns there are, not on
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,9 +31,9 @@ from python_udfs.scorer.card import (
     OUTPUT,
     Card,
     Column,
-    Metrics,
     ModelType,
     live_columns,
+    save_model,
 )
 from python_udfs.scorer.scorer import Instrument, Scorer
 from python_udfs.settings import REPOSITORY, settings
@@ -108,49 +107,6 @@ def contract(model: str, version: int) -> list[Column]:
     ]
 
 
-def write_model(
-    folder: Path, onnx: bytes, kind: ModelType, *, source: Source, window: int, columns: list[Column]
-) -> None:
-    """A model folder whose card says of its quality nothing."""
-    now = datetime.now(UTC)
-    digest = hashlib.sha256(onnx).hexdigest()
-    nothing = Metrics(
-        rows=0, log_loss=0, prior_log_loss=0, accuracy=0, balanced_accuracy=0, brier=0, ic=None, auc={},
-        class_shares={}, calibration={},
-    )  # fmt: skip
-    card = Card(
-        name=folder.name,
-        type=kind,
-        version=digest[:12],
-        onnx_sha256=digest,
-        source=source,
-        feature_vector_version=1,
-        window=window,
-        features=[c.name for c in columns],
-        contract=columns,
-        classes=[-1, 0, 1],
-        label="label_cls_3",
-        label_return="label_ret_ps_3",
-        horizon="3 buckets",
-        embargo_s=0,
-        training_rows=0,
-        training_first_as_of=now,
-        training_last_as_of=now,
-        instruments=[],
-        pooled=nothing,
-        folds=[],
-        parity_rows=0,
-        parity_max_abs_diff=0,
-        seed=0,
-        created_at=now,
-        git_revision=None,
-        libraries={},
-    )
-    folder.mkdir(parents=True)
-    (folder / ONNX_FILE).write_bytes(onnx)
-    (folder / CARD_FILE).write_text(card.model_dump_json())
-
-
 def _baseline(folder: Path, live: Sequence[Column]) -> None:
     from python_udfs.training.baselines import fit
     from python_udfs.training.dataset import DEFAULT_FEATURES, choose_features
@@ -161,7 +117,7 @@ def _baseline(folder: Path, live: Sequence[Column]) -> None:
     rows = rng.normal(size=(1000, len(columns))).astype(np.float32)
     labels = rng.integers(-1, 2, len(rows)).astype(np.int8)
     onnx = to_onnx(fit(ModelType.LOGISTIC, rows, labels, seed=4), len(columns))
-    write_model(folder, onnx, ModelType.LOGISTIC, source="feature_vector", window=1, columns=columns)
+    save_model(folder, Card.unjudged(onnx, columns, name=folder.name), onnx)
 
 
 def _student(folder: Path, live: Sequence[Column]) -> None:
@@ -190,9 +146,9 @@ def _student(folder: Path, live: Sequence[Column]) -> None:
     network = Network(
         kind=ModelType.STUDENT, module=module, classes=[-1, 0, 1], names=names, window=WINDOW, losses=[]
     )
-    write_model(
-        folder, to_onnx(network), ModelType.STUDENT, source="sequence_inputs", window=WINDOW, columns=columns
-    )
+    onnx = to_onnx(network)
+    kind: dict[str, Any] = {"type": ModelType.STUDENT, "source": "sequence_inputs", "window": WINDOW}
+    save_model(folder, Card.unjudged(onnx, columns, name=folder.name, **kind), onnx)
 
 
 _MODELS: Final = {
