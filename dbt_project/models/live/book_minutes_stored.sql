@@ -7,9 +7,8 @@
 
 -- The best level per minute, as the materialized view and this backfill write it: `book_minutes` is what to read.
 --
--- An append makes up for what the view has missed (rows that came while it was not there). Sums have a difference, so it adds what the raw
--- table holds of a minute beyond what is stored of it: nothing, as a rule. It looks back an hour from the last minute of the instrument
--- that is furthest behind, and at rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
+-- An append adds what the view has missed. It looks back an hour from the last minute of the instrument that is furthest behind, and at
+-- rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
 -- The deduplication window is the view's: a block that a killed load sends again under its token is not added twice.
 with
 {% if appends %}
@@ -50,46 +49,6 @@ counted as (
     {{ book_minute_sums('raw') }}
 )
 
-select
-    exchange,
-    market_type,
-    symbol,
-    minute_start,
-    sumSimpleState(n) as state_count,
-    sumSimpleState(two_sided_count) as two_sided_count,
-    sumSimpleState(mid_sum_2) as mid_sum_2,
-    sumSimpleState(spread_bps_sum) as spread_bps_sum,
-    sumSimpleState(tob_imbalance_sum) as tob_imbalance_sum,
-    maxSimpleState(newest_state) as newest_state
-from (
-    select
-        exchange,
-        market_type,
-        symbol,
-        minute_start,
-        state_count as n,
-        two_sided_count,
-        mid_sum_2,
-        spread_bps_sum,
-        tob_imbalance_sum,
-        newest_state
-    from counted
-    {%- if appends %}
-    union all
-    select
-        exchange,
-        market_type,
-        symbol,
-        minute_start,
-        -state_count as n,
-        -two_sided_count as two_sided_count,
-        -mid_sum_2 as mid_sum_2,
-        -spread_bps_sum as spread_bps_sum,
-        -tob_imbalance_sum as tob_imbalance_sum,
-        newest_state
-    from {{ this }}
-    where minute_start >= (select min(resume_at) from known)
-    {%- endif %}
-)
-group by exchange, market_type, symbol, minute_start
-{% if appends %}having sum(n) > 0{% endif %}
+{{ missed_minutes(
+    rows='state_count', sums=['two_sided_count', 'mid_sum_2', 'spread_bps_sum', 'tob_imbalance_sum'], highs=['newest_state']
+) }}

@@ -7,9 +7,8 @@
 
 -- What traded per minute and price, as the materialized view and this backfill write it: `footprint_minutes` is what to read.
 --
--- An append makes up for what the view has missed (rows that came while it was not there). Sums have a difference, so it adds what the raw
--- table holds of a minute beyond what is stored of it: nothing, as a rule. It looks back an hour from the last minute of the instrument
--- that is furthest behind, and at rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
+-- An append adds what the view has missed. It looks back an hour from the last minute of the instrument that is furthest behind, and at
+-- rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
 -- The deduplication window is the view's: a block that a killed load sends again under its token is not added twice.
 with
 {% if appends %}
@@ -48,40 +47,6 @@ counted as (
     {{ footprint_minute_sums('raw') }}
 )
 
-select
-    exchange,
-    market_type,
-    symbol,
-    minute_start,
-    price,
-    sumSimpleState(n) as trade_count,
-    sumSimpleState(buy_volume) as buy_volume,
-    sumSimpleState(sell_volume) as sell_volume
-from (
-    select
-        exchange,
-        market_type,
-        symbol,
-        minute_start,
-        price,
-        trade_count as n,
-        buy_volume,
-        sell_volume
-    from counted
-    {%- if appends %}
-    union all
-    select
-        exchange,
-        market_type,
-        symbol,
-        minute_start,
-        price,
-        -trade_count as n,
-        -buy_volume as buy_volume,
-        -sell_volume as sell_volume
-    from {{ this }}
-    where minute_start >= (select min(resume_at) from known)
-    {%- endif %}
-)
-group by exchange, market_type, symbol, minute_start, price
-{% if appends %}having sum(n) > 0{% endif %}
+{{ missed_minutes(
+    rows='trade_count', sums=['buy_volume', 'sell_volume'], also=['price']
+) }}

@@ -7,9 +7,8 @@
 
 -- What traded per minute, as the materialized view and this backfill write it: `trade_minutes` is what to read.
 --
--- An append makes up for what the view has missed (rows that came while it was not there). Sums have a difference, so it adds what the raw
--- table holds of a minute beyond what is stored of it: nothing, as a rule. It looks back an hour from the last minute of the instrument
--- that is furthest behind, and at rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
+-- An append adds what the view has missed. It looks back an hour from the last minute of the instrument that is furthest behind, and at
+-- rows that have been there for `live_settle_s`: younger ones may be on their way through the view.
 -- The deduplication window is the view's: a block that a killed load sends again under its token is not added twice.
 with
 {% if appends %}
@@ -50,58 +49,7 @@ counted as (
     {{ trade_minute_sums('raw') }}
 )
 
-select
-    exchange,
-    market_type,
-    symbol,
-    minute_start,
-    sumSimpleState(n) as trade_count,
-    sumSimpleState(buy_count) as buy_count,
-    sumSimpleState(volume) as volume,
-    sumSimpleState(buy_volume) as buy_volume,
-    sumSimpleState(price_times_quantity) as price_times_quantity,
-    minSimpleState(first_trade) as first_trade,
-    minSimpleState(low_price) as low_price,
-    maxSimpleState(last_trade) as last_trade,
-    maxSimpleState(high_price) as high_price,
-    maxSimpleState(max_trade_size) as max_trade_size
-from (
-    select
-        exchange,
-        market_type,
-        symbol,
-        minute_start,
-        trade_count as n,
-        buy_count,
-        volume,
-        buy_volume,
-        price_times_quantity,
-        first_trade,
-        low_price,
-        last_trade,
-        high_price,
-        max_trade_size
-    from counted
-    {%- if appends %}
-    union all
-    select
-        exchange,
-        market_type,
-        symbol,
-        minute_start,
-        -trade_count as n,
-        -buy_count as buy_count,
-        -volume as volume,
-        -buy_volume as buy_volume,
-        -price_times_quantity as price_times_quantity,
-        first_trade,
-        low_price,
-        last_trade,
-        high_price,
-        max_trade_size
-    from {{ this }}
-    where minute_start >= (select min(resume_at) from known)
-    {%- endif %}
-)
-group by exchange, market_type, symbol, minute_start
-{% if appends %}having sum(n) > 0{% endif %}
+{{ missed_minutes(
+    rows='trade_count', sums=['buy_count', 'volume', 'buy_volume', 'price_times_quantity'],
+    lows=['first_trade', 'low_price'], highs=['last_trade', 'high_price', 'max_trade_size']
+) }}
