@@ -1,9 +1,13 @@
-"""`dbt build` and `dbt docs generate` work on an empty store, and nothing of ours lacks its description."""
+"""dbt's own commands work from the root, against a server named by env vars, and nothing of ours lacks its description."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -13,9 +17,11 @@ from clickhouse_driver.errors import ServerException
 from python_udfs import db
 from python_udfs.dashboard.panels import snapshot
 from python_udfs.exporter.collector import StoreCollector
+from python_udfs.ingest.generator import GeneratedReader, tiny_market, write
+from python_udfs.ingest.loader import load
 from python_udfs.jobs.catalog import read_catalog
 from python_udfs.settings import REPOSITORY, Settings
-from tests.support import dbt
+from tests.support import query
 
 Node = dict[str, Any]
 
@@ -45,10 +51,24 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(module_store: Settings) -> Project:
-    dbt("build")
-    dbt("docs", "generate")
-    target = module_store.data_dir / "dbt" / module_store.db_prefix
+def project(module_store: Settings, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """After build, test and docs as a user calls them."""
+    market, target = (tmp_path_factory.mktemp(name) for name in ("market", "target"))
+    write(tiny_market(), market / "tiny")
+    load(GeneratedReader(market / "tiny"))
+    places = {"DBT_TARGET_PATH": str(target), "DBT_LOG_PATH": str(target)}
+    models = ("build", "--exclude-resource-type", "test", "unit_test")
+    for words in (models, ("test",), ("docs", "generate")):
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "dbt"), *words],
+            cwd=REPOSITORY,
+            env={**os.environ, "MARKETPRISM_TARGET": "server", **places},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+    assert query("select count() as n from feature_vector_v1")[0]["n"] > 50
     return Project(
         json.loads((target / "manifest.json").read_text()), json.loads((target / "catalog.json").read_text())
     )

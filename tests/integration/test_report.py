@@ -226,11 +226,12 @@ def test_an_unknown_instrument_names_those_there_are(built: Settings, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_store_says_what_to_run(store: Settings, tmp_path: Path) -> None:
+def test_an_empty_store_builds_passes_its_tests_and_says_what_to_run(store: Settings, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no buckets: run `make build`"):
         report.write_report(tmp_path / "r.html")
     dbt("seed")
     dbt("run")
+    dbt("test", "--exclude-resource-type", "unit_test")
     with pytest.raises(UserError, match="no buckets: run `make build`"):
         report.write_report(tmp_path / "r.html")
 
