@@ -20,6 +20,7 @@ from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.experts.records import BadLine, Decision, Rules, read_file, read_horizons
 from python_udfs.ingest.availability import read_instruments
+from python_udfs.operations.dbt import Dbt
 from python_udfs.settings import settings
 
 MODELS: Final = ("expert_decision_versions", "expert_context", "expert_scores", "expert_summary")
@@ -187,17 +188,7 @@ def build() -> None:
     Raises:
         UserError: dbt failed.
     """
-    # only here: every other command would wait for dbt
-    from python_udfs.dbt import invoke
-
-    own = settings().data_dir / "dbt" / f"{settings().db_prefix}experts"
-    result = invoke(["run", "--select", *MODELS, "--quiet", f"--target-path={own}", f"--log-path={own}"])
-    if not result.success:
-        failed = [
-            r.message for r in getattr(result.result, "results", []) if r.message and r.status == "error"
-        ]
-        reason = str(failed[0] if failed else result.exception).split("Stack trace")[0].strip()
-        raise UserError(f"dbt run of the expert models failed: {reason}. Was `make build` run once?")
+    Dbt("experts").run("run", "--select", *MODELS)
 
 
 @dataclass(frozen=True, slots=True)
