@@ -108,10 +108,16 @@ def market(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def story(module_store: Settings, market: Path) -> Story:
-    told = Story()
-    # of the market before this one
-    drop_all()
+    drop_all()  # the market before this one
     migrate()
+    try:
+        return tell(module_store, market)
+    finally:
+        views.stop()
+
+
+def tell(module_store: Settings, market: Path) -> Story:
+    told = Story()
     select = " ".join(views.CHAINS[CHAIN])
 
     def on_step(step: Step) -> None:
@@ -162,7 +168,7 @@ def test_there_is_something_to_compare(story: Story) -> None:
     assert {"bucket_config", "bucket_tapes", "book_updates", "top_of_book", "feature_vector_v1"} <= set(
         story.tables
     )
-    assert all(found["n"] > 0 for found in story.live.values()), story.live
+    assert not [table for table, found in story.live.items() if not found["n"]]
     assert len(story.buckets) >= 4
     assert story.buckets == sorted(set(story.buckets)), "each step publishes more"
     assert query("select uniqExact(toDate(bucket_ts_start)) as days from feature_vector_v1")[0]["days"] == 2
