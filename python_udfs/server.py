@@ -177,9 +177,11 @@ def logs(n: int = 50, s: Settings | None = None) -> str:
 def render_config(root: Path, s: Settings, *, wheel: bool) -> str:
     """ClickHouse's `config.xml`. `wheel`: for the engine in chdb-core rather than for `clickhouse server`."""
     place = escape(str(root))
-    # clickhouse-local's own database gets out of the way of a server's `default`. Its log level is elsewhere.
+    # clickhouse-local's own database gets out of the way of a server's `default`. Its log level is elsewhere. Its two
+    # schedule threads would refresh live views one at a time.
     local = """
     <default_database>_local</default_database>
+    <background_schedule_pool_size>64</background_schedule_pool_size>
     <log-level>information</log-level>"""
     return f"""<clickhouse>
     <!-- Written anew at every start. Additions go in config.d/*.xml and users.d/*.xml beside this file. -->

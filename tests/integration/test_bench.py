@@ -10,6 +10,7 @@ import pytest
 from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.jobs.bench.assembly import Question, ours
+from python_udfs.jobs.bench.live import burst, resident_mib
 from python_udfs.jobs.bench.score import BATCHES, Feed, _baseline, _measure, contract
 from python_udfs.scorer.card import live_columns
 from python_udfs.settings import Settings
@@ -52,3 +53,23 @@ def test_every_call_scores_a_new_bucket(module_store: Settings, tmp_path: Path) 
         )
         # ten calls warm up
         assert scored == len(BATCHES) * 13
+
+
+def test_a_burst_is_a_trade_a_second_of_each_and_a_feed_complete_behind_them(module_store: Settings) -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    with db.connect(module_store.database("hot")) as c:
+        assert [burst(c, begin + timedelta(seconds=3 * k), 3, 4) for k in range(2)] == [12, 12]
+        assert c.execute(
+            "select count(), uniqExact(symbol), uniqExact(symbol, trade_id), min(timestamp), max(timestamp) from trades"
+        ) == [(24, 4, 24, begin, begin + timedelta(seconds=5))]
+        assert c.execute("select kind, max(watermark) from watermarks group by kind order by kind") == [
+            (kind, begin + timedelta(seconds=6)) for kind in ("orderbooks", "trades")
+        ]
+
+
+def test_a_local_server_has_memory_and_another_is_not_asked(
+    module_store: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (resident_mib() is None) == (module_store.target == "server")
+    monkeypatch.setattr("python_udfs.server.status", lambda: None)
+    assert resident_mib() is None

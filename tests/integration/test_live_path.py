@@ -1,13 +1,19 @@
-"""Live equals batch: what refreshable views append while data arrive is what one build makes of all of it, bit for bit."""
+"""Live equals batch: what refreshable views append while data arrive is what one build makes of all of it, bit for bit.
+
+On a generated market and on recorded ones, with the chain of feature_vector v1. The whole chain, all families and the labels, takes
+minutes: `MARKETPRISM_LIVE_CHAIN=v2 pytest tests/integration/test_live_path.py` (and wherever MARKETPRISM_CHAOS_ROUNDS is set).
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +25,24 @@ from python_udfs.ingest.detect import readers_for
 from python_udfs.ingest.generator import MarketConfig, write
 from python_udfs.live import views
 from python_udfs.live.replay import Step, replay
+from python_udfs.migrate import drop_all, migrate
 from python_udfs.server import start as start_server
 from python_udfs.settings import Settings, settings
-from tests.support import dbt, query, table_hash
+from tests.support import dbt, execute, query, table_hash
 
-# v2: all 39 families and the labels, for minutes
-CHAIN: views.Chain = "v2" if os.environ.get("MARKETPRISM_LIVE_CHAIN") == "v2" else "v1"
+LONG = os.environ.get("MARKETPRISM_LIVE_CHAIN") == "v2" or "MARKETPRISM_CHAOS_ROUNDS" in os.environ
+CHAIN: views.Chain = "v2" if LONG else "v1"
 VARS: dict[str, Any] = {"t_target_s": 10, "t_max_s": 20}
 START = 1_767_571_080 * 1_000_000  # 2026-01-04 23:58:00 UTC: two minutes before a day, and an anchor, ends
 PASS_S = 300.0
+if LONG:
+    pytestmark = pytest.mark.timeout(3600)
+# Around the end of 2024-08-08; spot books need the snapshot at the beginning of the capture.
+RECORDED = {
+    "spot_btcusdt_20240808.gz": 60_000,
+    "spot_btcusdt_20240809.gz": 15_000,
+    "cm_btcusd_perp_20240808.gz": 20_000,
+}
 Hashes = dict[str, dict[str, Any]]
 
 
@@ -63,7 +78,7 @@ def kill_while_refreshing(s: Settings) -> None:
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("market") / "generated"
     write(
         MarketConfig(start=START, minutes=10, trades_per_second=8, book_levels=5, book_interval_ms=500),
@@ -73,7 +88,35 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def captured(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first lines of some captures."""
+    folder = tmp_path_factory.mktemp("captured")
+    for name, lines in RECORDED.items():
+        with (
+            gzip.open(recorded / "hftbacktest-binance-20240808" / name) as whole,
+            gzip.open(folder / name, "wb") as part,
+        ):
+            part.writelines(islice(whole, lines))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["generated", pytest.param("captured", marks=pytest.mark.recorded)])
+def market(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
 def story(module_store: Settings, market: Path) -> Story:
+    drop_all()  # the market before this one
+    migrate()
+    try:
+        return tell(module_store, market)
+    finally:
+        views.stop()
+
+
+def tell(module_store: Settings, market: Path) -> Story:
     told = Story()
     select = " ".join(views.CHAINS[CHAIN])
 
@@ -125,7 +168,7 @@ def test_there_is_something_to_compare(story: Story) -> None:
     assert {"bucket_config", "bucket_tapes", "book_updates", "top_of_book", "feature_vector_v1"} <= set(
         story.tables
     )
-    assert all(found["n"] > 0 for found in story.live.values()), story.live
+    assert not [table for table, found in story.live.items() if not found["n"]]
     assert len(story.buckets) >= 4
     assert story.buckets == sorted(set(story.buckets)), "each step publishes more"
     assert query("select uniqExact(toDate(bucket_ts_start)) as days from feature_vector_v1")[0]["days"] == 2
@@ -171,6 +214,19 @@ def test_refreshes_are_told(story: Story) -> None:
     assert all(row["exception"] == "" and row["last_success_at"] for row in story.refreshes)
 
 
+def test_views_that_wait_for_the_same_one_are_refreshed_side_by_side(story: Story) -> None:
+    execute("system flush logs")
+    refreshes = (
+        "select event_time_microseconds as ended, subtractMilliseconds(ended, query_duration_ms) as began from system.query_log "
+        f"where type = 'QueryFinish' and user = '' and startsWith(query, 'INSERT INTO {settings().database('features')}.')"
+    )
+    before = "max(ended) over (order by began rows between unbounded preceding and 1 preceding)"
+    found = query(
+        f"select avg(began < before) as share from (select began, {before} as before from ({refreshes}))"
+    )
+    assert found[0]["share"] > 0.1
+
+
 def test_a_bucket_waits_for_the_books(story: Story) -> None:
     """Nothing is published beyond what every feed was complete to when the pass began."""
     late = query(
@@ -180,7 +236,7 @@ def test_a_bucket_waits_for_the_books(story: Story) -> None:
     assert late[0]["n"] == 0
 
 
-def test_replay_stops_when_asked(store: Settings, market: Path) -> None:
+def test_replay_stops_when_asked(store: Settings, generated: Path) -> None:
     """After the load under way; a second run goes on behind it."""
     stop = threading.Event()
     steps: list[Step] = []
@@ -189,9 +245,9 @@ def test_replay_stops_when_asked(store: Settings, market: Path) -> None:
         steps.append(step)
         stop.set()
 
-    assert not replay(readers_for([market]), 0, step_s=150, on_step=on_step, stop=stop)
+    assert not replay(readers_for([generated]), 0, step_s=150, on_step=on_step, stop=stop)
     assert len(steps) == 1
-    assert replay(readers_for([market]), 0, step_s=150, on_step=steps.append)
+    assert replay(readers_for([generated]), 0, step_s=150, on_step=steps.append)
     assert steps[1].result.skipped
     assert not any(step.result.skipped for step in steps[2:])
     n = execute_count("trades")

@@ -28,6 +28,7 @@ class Part(StrEnum):
     TOPICS = "topics"
     ASSEMBLY = "assembly"
     SCORE = "score"
+    LIVE = "live"
 
 
 def _sizes(text: str) -> list[float]:
@@ -66,7 +67,7 @@ def _show(found: Iterable[Table | str | Aim]) -> list[Aim]:
 def bench_command(
     *,
     only: Annotated[
-        list[Part] | None, typer.Option(help="This part; may be repeated. Else all four.")
+        list[Part] | None, typer.Option(help="This part; may be repeated. Else all five.")
     ] = None,
     millions: Annotated[
         str, typer.Option(help="throughput: sizes of the generated market, in millions of trades.")
@@ -82,6 +83,11 @@ def bench_command(
             help="assembly: the same where Feast takes part, whose work grows with the square.", min=0
         ),
     ] = 10_000,
+    seconds: Annotated[
+        int,
+        typer.Option(help="live: how long a market arrives, and how much of one in a burst.", min=5, max=500),
+    ] = 60,
+    instruments: Annotated[int, typer.Option(help="live: instruments of a burst.", min=1)] = 1000,
     peers: Annotated[
         bool,
         typer.Option(help="Compare with Feast and DuckDB, in .venv-bench (made on first use: 70 packages)."),
@@ -96,6 +102,8 @@ def bench_command(
     assembly: training sets as of known_at, beside Feast, DuckDB and polars.
 
     score: latency p50 and p99 of baseline and student, beside ONNX Runtime and Feast's online read.
+
+    live: from the closing trade to the feature row, beside `dbt run`; 1,000 instruments in one pass.
 
     In databases of its own, dropped at the end. On a busy machine compare ratios, not times.
     """
@@ -117,7 +125,7 @@ def bench_command(
     python = _peers(peers) if parts & {Part.ASSEMBLY, Part.SCORE} else None
 
     def found() -> Iterator[Table | str | Aim]:
-        from python_udfs.jobs.bench import assembly, score, throughput
+        from python_udfs.jobs.bench import assembly, live, score, throughput
 
         if Part.ASSEMBLY in parts:
             migrate()
@@ -126,6 +134,8 @@ def bench_command(
             )
         if Part.SCORE in parts:
             yield from score.score(console, calls, python)
+        if Part.LIVE in parts:
+            yield from live.live(console, seconds, instruments)
         if Part.THROUGHPUT in parts:
             yield from throughput.throughput(console, sizes, runs)
         if Part.TOPICS in parts:

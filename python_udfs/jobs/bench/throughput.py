@@ -34,7 +34,7 @@ class Size:
     build_s: list[float] = field(default_factory=list)
 
 
-def _dbt(*words: str) -> float:
+def dbt(*words: str) -> float:
     """Seconds of one dbt command, its start and parse included: what a user waits for."""
     began = time.perf_counter()
     done = subprocess.run(
@@ -85,12 +85,12 @@ def _size(millions: float, runs: int) -> Size:
     write(config, folder)
     result = load(GeneratedReader(folder))
     size = Size(trades=result.rows["trades"], books=result.rows.get("orderbooks", 0), ingest_s=result.seconds)
-    _dbt("seed")
+    dbt("seed")
     for _ in range(runs):
-        _dbt("run", "--full-refresh", "--select", *CLOCK.split())
+        dbt("run", "--full-refresh", "--select", *CLOCK.split())
         size.clock_s.append(_query_seconds("bucket_tapes"))
         size.scan_s.append(_scan_seconds())
-        size.build_s.append(_dbt("build", "--full-refresh", "--exclude-resource-type", "unit_test"))
+        size.build_s.append(dbt("build", "--full-refresh", "--exclude-resource-type", "unit_test"))
     return size
 
 
@@ -187,11 +187,11 @@ def _families() -> Iterator[Table | str]:
     write(MarketConfig(), folder)
     rows = load(GeneratedReader(folder)).rows
     clock = ("--vars", json.dumps(GENERATED_CLOCK))
-    _dbt("seed")
+    dbt("seed")
     # one at a time: what a model takes is its own
-    _dbt("run", "--full-refresh", "--threads", "1", *clock)
+    dbt("run", "--full-refresh", "--threads", "1", *clock)
     seconds = _topic_seconds()
-    build = _dbt("build", "--full-refresh", "--exclude-resource-type", "unit_test", *clock)
+    build = dbt("build", "--full-refresh", "--exclude-resource-type", "unit_test", *clock)
     scan = statistics.median(_scan_seconds() for _ in range(5))
     trades, books, total = rows["trades"], rows["orderbooks"], sum(seconds.values())
     table = Table(
