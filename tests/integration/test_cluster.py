@@ -27,6 +27,8 @@ from tests.support import dbt, query, table_hash
 
 Environment = Callable[..., AbstractContextManager[None]]
 CLUSTER = "two"
+# As long as a prefix that tests.support.dbt can put in place of another: the project is parsed once for both.
+ONE, TWO = "t_cluster1_", "t_cluster2_"
 MODELS = (
     "stg_trades stg_orderbooks stg_watermarks bucket_config bucket_tapes unified_buckets bucket_ends book_asof trade_flow book_updates "
     "top_of_book late_trades"
@@ -135,10 +137,10 @@ def nodes(
             )
             plain = {"target": "local", "host": "127.0.0.1", "user": "default", "password": "", "secure": "0"}
             own = {"port": str(ports[i]), "http_port": str(ports[i + 2]), "data_dir": str(folder)}
-            with environment(**plain, **own, db_prefix="two_"):
+            with environment(**plain, **own, db_prefix=TWO):
                 start()
                 started.append(settings())
-        with environment(**plain, **own, db_prefix="two_"):
+        with environment(**plain, **own, db_prefix=TWO):
             yield ports[0], ports[1]
     finally:
         for s in started:
@@ -162,7 +164,7 @@ def build(market: Path) -> dict[str, dict[str, Any]]:
 def test_two_servers_joined_by_distributed_answer_as_one(
     nodes: tuple[int, int], market: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with environment(db_prefix="one_"):
+    with environment(db_prefix=ONE):
         one = build(market)
     assert one[INCREMENTAL]["n"] > 50
     keeper = Keeper(nodes, Client.execute)
@@ -174,8 +176,6 @@ def test_two_servers_joined_by_distributed_answer_as_one(
             f"select _shard_num as shard, uniqExact(exchange, market_type, symbol) as n from {INCREMENTAL} group by shard"
         )
         whole = query(f"select uniqExact(exchange, market_type, symbol) as n from {INCREMENTAL}")
-    # markouts are means of floats: their bits may follow the order in which the shards answer
-    assert two.pop(TABLE)["n"] == one.pop(TABLE)["n"]
     assert two == one
     assert sorted(row["shard"] for row in shards) == [1, 2]
     assert sum(row["n"] for row in shards) == whole[0]["n"]  # no instrument lies in two
@@ -188,7 +188,7 @@ def test_two_servers_joined_by_distributed_answer_as_one(
         )
         assert re.search(
             rf"create or replace table \S*`{table}` ON CLUSTER \"two\" .*"
-            rf"Distributed\( 'two', 'two_marketprism_features', '{table}_local', cityHash64\(exchange, market_type, symbol\) \)",
+            rf"Distributed\( 'two', '{TWO}marketprism_features', '{table}_local', cityHash64\(exchange, market_type, symbol\) \)",
             said,
         )
     assert re.search(r"create or replace view \S*`stg_trades` ON CLUSTER \"two\"", said)
