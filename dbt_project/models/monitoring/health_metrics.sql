@@ -12,9 +12,9 @@
         'last_at',
         {'prediction_ic': 'ic', 'prediction_ece': 'ece', 'prediction_turnover': 'toNullable(turnover_per_bucket)'},
     ),
-    ('live_views', 'name', 'judged_at', {'live_view_failed': 'toNullable(toFloat64(failed))', 'live_view_age_s': 'age_s'}),
+    ('live_views', 'name', '(select judged_at from bounds)', {'live_view_failed': 'toNullable(toFloat64(failed))', 'live_view_age_s': 'age_s'}),
     ('jobs', 'job', 'last_at', {'job_failures': 'toFloat64(failures)'}),
-    ('overdue_jobs', 'job', 'judged_at', {'job_overdue': 'periods'}),
+    ('overdue_jobs', 'job', '(select judged_at from bounds)', {'job_overdue': 'periods'}),
 ] %}
 -- One row per metric, instrument and detail: its newest value. What alerts, what does not: health_findings.
 with judged as (
@@ -89,10 +89,8 @@ live_views as (
     select
         name,
         exception != '' as failed,
-        dateDiff('millisecond', last_success_at, judged_at) / 1000 as age_s,
-        judged_at
+        dateDiff('millisecond', last_success_at, (select judged_at from bounds)) / 1000 as age_s
     from {{ ref('view_refreshes') }}
-    cross join bounds
 ),
 
 runs as (
@@ -119,11 +117,9 @@ jobs as (
 overdue_jobs as (
     select
         j.job as job,
-        dateDiff('millisecond', j.ok_or_first_at, b.judged_at) / 1000 / s.every_s as periods,
-        b.judged_at as judged_at
+        dateDiff('millisecond', j.ok_or_first_at, (select judged_at from bounds)) / 1000 / s.every_s as periods
     from jobs as j
     inner join {{ ref('health_jobs') }} as s on j.job = s.job
-    cross join bounds as b
 ),
 
 measured as (
