@@ -18,7 +18,7 @@ from clickhouse_migrations.substitution import substitute
 from python_udfs.settings import REPOSITORY
 
 FOLDER: Final = REPOSITORY / "migrations" / "access"
-ROLES: Final = ("reader", "scorer", "ingester", "admin")
+ROLES: Final = ("reader", "scorer", "ingester", "monitor", "admin")
 
 
 def role(name: str, prefix: str) -> str:

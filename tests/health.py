@@ -30,6 +30,7 @@ BY_HAND: Final = {
     "udf_failures": f"model_name String, {KEY}, hour DateTime('UTC'), reason String, failed_rows UInt64",
     "stale_candidates": f"{KEY}, hour DateTime('UTC'), buckets UInt64, stale_buckets UInt64, first_stale_at {TIME}, "
     f"last_stale_at {TIME}",
+    "view_refreshes": "name String, last_success_at Nullable(DateTime64(3, 'UTC')), exception String",
 }
 
 

@@ -3,6 +3,7 @@
 CREATE ROLE IF NOT EXISTS ${PREFIX}marketprism_reader;
 CREATE ROLE IF NOT EXISTS ${PREFIX}marketprism_scorer;
 CREATE ROLE IF NOT EXISTS ${PREFIX}marketprism_ingester;
+CREATE ROLE IF NOT EXISTS ${PREFIX}marketprism_monitor;
 CREATE ROLE IF NOT EXISTS ${PREFIX}marketprism_admin;
 
 -- Analysts: features, labels, monitoring. Not the staging views: they show raw rows.
@@ -31,6 +32,15 @@ GRANT TABLE ENGINE ON MergeTree TO ${PREFIX}marketprism_ingester;
 GRANT INSERT ON ${PREFIX}marketprism_serving.job_runs TO ${PREFIX}marketprism_ingester;
 -- It skips what was archived.
 GRANT SELECT ON ${PREFIX}marketprism_cold.* TO ${PREFIX}marketprism_ingester;
+
+-- Exporter, dashboard and quality: what they show, how far the trades have come, and the row of a quality run.
+GRANT SELECT ON ${PREFIX}marketprism_features.* TO ${PREFIX}marketprism_monitor;
+REVOKE SELECT ON ${PREFIX}marketprism_features.stg_* FROM ${PREFIX}marketprism_monitor;
+GRANT SELECT ON ${PREFIX}marketprism_serving.predictions TO ${PREFIX}marketprism_monitor;
+GRANT SELECT ON ${PREFIX}marketprism_serving.deployments TO ${PREFIX}marketprism_monitor;
+GRANT SELECT ON ${PREFIX}marketprism_serving.job_runs TO ${PREFIX}marketprism_monitor;
+GRANT SELECT, INSERT ON ${PREFIX}marketprism_serving.quality_runs TO ${PREFIX}marketprism_monitor;
+GRANT SELECT(timestamp) ON ${PREFIX}marketprism_hot.trades TO ${PREFIX}marketprism_monitor;
 
 -- Migrations, dbt, models, repair: everything in the four databases, and nothing outside but what names and watches them.
 GRANT ALL ON ${PREFIX}marketprism_hot.* TO ${PREFIX}marketprism_admin;

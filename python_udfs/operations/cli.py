@@ -87,7 +87,7 @@ def archive_run() -> None:
 
     Exit codes: 0 done, also if there was nothing to do; 1 failed; 75 a build is under way.
     """
-    with _busy():
+    with exit_75_if_busy():
         done = archive.run()
     for move in done.moves:
         out.print(f"{move.data_type} {move.range_start:%Y-%m-%d}: {move.rows_moved:,} rows", markup=False)
@@ -101,7 +101,7 @@ def backup_create(
     ],
 ) -> None:
     """Write everything in the four databases to a folder, and beside it what it must hold (PATH.json)."""
-    with _busy():
+    with exit_75_if_busy():
         done = backup.create(path)
     out.print(
         f"{done.path}: {len(done.tables)} tables, {done.rows:,} rows, {done.seconds:.1f} s", markup=False
@@ -118,7 +118,7 @@ def backup_restore(
     force: Annotated[bool, typer.Option("--force", help="Drop what is in the store first.")] = False,
 ) -> None:
     """Bring a backup back into the databases of this store, and compare every table with what it must hold."""
-    with _busy():
+    with exit_75_if_busy():
         done = backup.restore(path, force=force)
     out.print(
         f"{done.path}: {len(done.tables)} tables, {done.rows:,} rows restored and verified, {done.seconds:.1f} s",
@@ -143,7 +143,7 @@ def repair_command(
 
     Exit codes: 0 done; 1 failed, and nothing was changed unless the message says so; 75 a build is under way.
     """
-    with _busy():
+    with exit_75_if_busy():
         done = repair.repair(
             _day(start), _day(end), dry_run=dry_run, select=select or (), variables=repair.parsed(variables)
         )
@@ -157,6 +157,10 @@ def repair_command(
             *(f"{n:,}" for n in (change.before, change.after, change.gone, change.new)),
         )
     out.print(table if done.changes else "every table is as a rebuild makes it")
+    if done.left:
+        out.print(
+            f"left as they are (history, and what judges the present): {', '.join(done.left)}", markup=False
+        )
     out.print(str(done), markup=False)
 
 
@@ -168,7 +172,7 @@ def _day(text: str) -> date:
 
 
 @contextmanager
-def _busy() -> Iterator[None]:
+def exit_75_if_busy() -> Iterator[None]:
     """Exit 75 where somebody else is at work."""
     try:
         yield

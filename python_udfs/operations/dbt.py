@@ -25,6 +25,15 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """How dbt makes a relation. strategy: of an incremental one."""
+
+    materialized: str
+    strategy: str | None
+    tags: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Dbt:
     """How dbt is called.
 
@@ -51,7 +60,7 @@ class Dbt:
         """
         done = self._invoke(*words)
         results = [
-            Result(r.node.name, str(r.status), str(r.message or "").split("Stack trace")[0].strip())
+            Result(r.node.name, str(r.status), _short(str(r.message or "")))
             for r in getattr(done.result, "results", [])
         ]
         if not done.success:
@@ -65,8 +74,8 @@ class Dbt:
             )
         return results
 
-    def relations(self, *selection: str) -> dict[str, str]:
-        """The relations of the models that a selection means, and how each is materialized.
+    def relations(self, *selection: str) -> dict[str, Model]:
+        """The relations of the models that a selection means, and how each is made.
 
         Raises:
             UserError: dbt cannot read the project or the selection.
@@ -77,9 +86,22 @@ class Dbt:
         if not done.success:
             raise UserError(f"dbt ls {' '.join(selection)} failed: {done.exception}")
         models = [json.loads(line) for line in done.result]
-        return {m["alias"]: m["config"]["materialized"] for m in models}
+        return {
+            m["alias"]: Model(
+                m["config"]["materialized"],
+                m["config"]["incremental_strategy"],
+                frozenset(m["config"]["tags"]),
+            )
+            for m in models
+        }
 
     def _invoke(self, *words: str) -> Any:
         places = [f"--target-path={self.folder}", f"--log-path={self.folder}"]
         given = ["--vars", json.dumps(dict(self.variables))] if self.variables else []
         return invoke([*words, "--quiet", *places, *given], self.profiles)
+
+
+def _short(message: str) -> str:
+    """What happened, without the server's stack and the whole query: the log has them."""
+    said = message.split("Stack trace", maxsplit=1)[0].strip()
+    return said if len(said) < 500 else f"{said[:500]} …"

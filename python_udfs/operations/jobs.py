@@ -27,10 +27,9 @@ from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.operations import archive
 from python_udfs.operations.dbt import Dbt
-from python_udfs.operations.locks import BUILD, BUSY, BusyError, held
+from python_udfs.operations.locks import BUILD, BUILD_WAIT_S, BUSY, BusyError, held
 from python_udfs.settings import REPOSITORY, settings
 
-BUILD_WAIT_S: Final = 1800  # a daily job waits for a build under way; it would not come again for a day
 _MONITORING: Final = "path:dbt_project/models/monitoring"
 _log = logging.getLogger(__name__)
 
@@ -179,8 +178,9 @@ def _build(use: str, *select: str) -> str:
     # a test that also reads a model behind the selected ones says nothing of these
     chosen = ["--select", *select, "--indirect-selection=buildable"] if select else []
     words = [*chosen, "--exclude-resource-type", "unit_test"]
+    # a daily job waits: it would not come again for a day
     with held(BUILD, f"job {use}", wait_s=BUILD_WAIT_S):
-        results = Dbt(use).run("build", *words)
+        results = Dbt("jobs").run("build", *words)  # one folder: the project is parsed once for all of them
     if not results:
         raise UserError(f"dbt found nothing to build for {' '.join(select)}")
     warned = [f"{r.name}: {r.message}" for r in results if r.status == "warn"]

@@ -13,6 +13,7 @@ from python_udfs.settings import settings
 
 BUSY: Final = 75  # EX_TEMPFAIL: try again later
 BUILD: Final = "build"  # whoever appends to or replaces what dbt owns
+BUILD_WAIT_S: Final = 1800  # how long who needs a build waits for another one
 
 
 class BusyError(UserError):

@@ -20,11 +20,12 @@ from clickhouse_driver import Client
 from python_udfs import db
 from python_udfs.errors import UserError
 from python_udfs.operations.checksums import full, row_hash
-from python_udfs.operations.dbt import Dbt
+from python_udfs.operations.dbt import Dbt, Model
 from python_udfs.operations.locks import BUILD, held
 from python_udfs.settings import REPOSITORY, settings
 
 _WHOLE: Final = "all"
+_PRESENT: Final = {"health", "drift"}  # tags of what judges the present, not the days
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair did, or would do."""
+    """What a repair did, or would do. left: selected tables that it does not rebuild."""
 
     days: Days
     dry_run: bool
     tables: int
     changes: tuple[Change, ...]
     views: tuple[str, ...]
+    left: tuple[str, ...]
 
     def __str__(self) -> str:
         did = "dry run: nothing was changed" if self.dry_run else "verified and exchanged"
@@ -107,11 +109,13 @@ def repair(
         try:
             c.execute(f"drop database if exists {db.names([scratch])} sync")
             dbt = _dbt(days, variables or {})
-            tables = _clone(c, scratch, dbt.relations(*_selection(select, views=False)))
+            models = dbt.relations(*_selection(select))
+            left = tuple(sorted(name for name, model in models.items() if is_left(model)))
+            tables = _clone(c, scratch, {n: m.materialized for n, m in models.items() if n not in left})
             if not tables:
                 raise UserError(f"dbt finds no table to rebuild for {' '.join(select) or 'the project'}")
             _drop_days(c, scratch, tables, days)
-            dbt.run("run", *_selection(select, views=True))
+            dbt.run("run", *_selection(select, [s for s in select if s not in left]), *left)
             _check_ids(c, scratch)
             changes = [change for t in tables for change in _compare(c, scratch, t)]
             _check_untouched(tables, changes, days)
@@ -121,7 +125,15 @@ def repair(
                 _check_exchanged(c, scratch, tables)
         finally:
             c.execute(f"drop database if exists {db.names([scratch])} sync")
-    return Repaired(days, dry_run, len(tables), tuple(changes), tuple(views))
+    return Repaired(days, dry_run, len(tables), tuple(changes), tuple(views), left)
+
+
+def is_left(model: Model) -> bool:
+    """Is it a table that a repair leaves as it is? History that only grows (nothing makes it anew), and what judges the
+    present: the next build or health pass does that.
+    """
+    is_present = model.materialized == "table" and not _PRESENT.isdisjoint(model.tags)
+    return is_present or (model.materialized == "incremental" and model.strategy == "append")
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -192,12 +204,12 @@ def _dbt(days: Days, variables: Mapping[str, Any]) -> Dbt:
     return replace(dbt, profiles=profiles)
 
 
-def _selection(select: Sequence[str], *, views: bool) -> list[str]:
-    """dbt's words. views: with the views that the selected models read, which a clone of tables has not.
+def _selection(select: Sequence[str], views_of: Sequence[str] = ()) -> list[str]:
+    """dbt's words. views_of: with the views that these models read, which a clone of tables has not.
 
-    Materialized views stay out: they would feed on what is inserted meanwhile.
+    Materialized views stay out: they would feed on what is inserted meanwhile. The last words are those of `--exclude`.
     """
-    chosen = [*select, *(f"+{s},config.materialized:view" for s in select if views)]
+    chosen = [*select, *(f"+{s},config.materialized:view" for s in views_of)]
     return [*(["--select", *chosen] if chosen else []), "--exclude", "config.materialized:materialized_view"]
 
 

@@ -16,6 +16,7 @@ from python_udfs.cli import app
 from python_udfs.errors import UserError
 from python_udfs.migrate import drop_all, migrate
 from python_udfs.operations import backup
+from python_udfs.server import start, stop
 from python_udfs.settings import Settings, settings
 from tests.oracles.clock import SECOND_US, Trade
 from tests.support import execute, insert_trades, query, table_hash
@@ -101,6 +102,43 @@ def test_a_backup_comes_back_elsewhere(
     assert query("select sum(n) as n from minutes")[0]["n"] == 41, (
         "nor is the store that it came from touched"
     )
+
+
+def _every_table() -> dict[str, object]:
+    """Rows and checksum of everything that is stored, as merged, by name without the prefix."""
+    prefix = settings().db_prefix
+    found = query(
+        "select database, name, engine from system.tables where startsWith(database, %(start)s) and endsWith(engine, 'MergeTree')",
+        start=f"{prefix}marketprism_",
+    )
+    return {
+        f"{t['database'].removeprefix(prefix)}.{t['name']}": table_hash(
+            f"{t['database']}.`{t['name']}`" + ("" if t["engine"] == "MergeTree" else " final")
+        )
+        for t in found
+    }
+
+
+def test_a_backup_comes_back_on_another_server(
+    filled: Settings, environment: Environment, tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
+    name = filled.db_prefix
+    backup.create(name)
+    before = _every_table()
+    assert len(before) > 20
+    port, http_port = map(str, free_ports(2))
+    other = {"port": port, "http_port": http_port, "data_dir": str(tmp_path), "db_prefix": ""}
+    with environment(**other, backup_dir=str(filled.backups)):
+        start()
+        try:
+            back = CliRunner().invoke(app, ["backup", "restore", name])
+            assert back.exit_code == 0, back.output
+            assert _every_table() == before
+            assert str(query("select t from newest")[0]["t"]).startswith("2026-01-05 00:00:39")
+            assert not any(migrate().values()), "every migration is there"
+        finally:
+            stop()
+    assert _every_table() == before
 
 
 def test_what_came_back_otherwise_is_named(

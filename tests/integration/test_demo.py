@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from python_udfs.cli import app
+from python_udfs.errors import UserError
+from python_udfs.jobs import demo
 from python_udfs.jobs.demo import days_behind
+from python_udfs.operations.locks import BUILD, BUSY, BusyError, held
 from python_udfs.settings import Settings
 from tests.oracles.clock import Trade
 from tests.support import dbt, insert_trades, insert_watermark, query
@@ -44,3 +52,32 @@ def test_only_history_loaded_behind_published_buckets_asks_for_a_range(store: Se
     assert days_behind(since) == {}, "newer trades, and an instrument that has no bucket yet"
     _trades(DAY - timedelta(days=2))
     assert days_behind(since) == {"start": "2026-01-02", "end": "2026-01-07"}
+
+
+def test_it_builds_beside_no_other_build(
+    store: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are only written down: the build runs under the lock, and not at all while another holds it."""
+    ran: list[tuple[str, bool]] = []
+
+    def step(*command: str) -> None:
+        try:
+            with held(BUILD, "another build"):
+                ran.append((command[0], False))
+        except BusyError:
+            ran.append((command[0], True))
+        if command[1] == "train":
+            raise UserError("far enough")
+
+    monkeypatch.setattr(demo, "_run", step)
+    monkeypatch.setattr(demo, "BUILD_WAIT_S", 0.0)
+    words = ["demo", "--data", str(tmp_path)]
+    CliRunner().invoke(app, words)
+    assert ran == [("marketprism", False), ("dbt", True), ("marketprism", False)]
+
+    ran.clear()
+    with held(BUILD, "job build"):
+        done = CliRunner().invoke(app, words)
+    assert done.exit_code == BUSY, done.output
+    assert "demo: job build holds" in done.output
+    assert ran == [("marketprism", True)], "nothing after the ingest"

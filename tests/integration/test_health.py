@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -33,7 +34,7 @@ VARS: Final = {
 }
 HEALTH: Final = "bucket_health source_health health_metrics health_findings instrument_signals"
 DRIFT: Final = "scored_buckets prediction_days drift_spans drift_bins feature_drift prediction_drift"
-SEEDS: Final = "health_thresholds health_states sparse_features feature_catalog"
+SEEDS: Final = "health_thresholds health_states health_jobs sparse_features feature_catalog"
 # a shift of a normal by so much has a PSI over 0.1, over 0.15 and over 0.25 (and a KS over 0.2)
 SHIFTS: Final = {"spread_bps_close": 0.37, "kyle_lambda": 0.45, "amihud": 0.6}
 MODELS: Final = {"fine": 0.0, "off": 0.37, "further": 0.45, "gone": 0.6}
@@ -82,6 +83,12 @@ PLANTED: Final[dict[tuple[str, str, float], Place]] = {
     ("prediction_ic", "warning", 0): (None, "gone:v"),
     ("prediction_ece", "warning", 0.1): (None, "gone:v"),
     ("prediction_turnover", "warning", 0.5): (None, "gone:v"),
+    ("live_view_failed", "warning", 0): (None, "failed_live"),
+    ("live_view_age_s", "warning", 60): (None, "slow_live"),
+    ("live_view_age_s", "critical", 300): (None, "failed_live"),
+    ("job_failures", "warning", 0): (None, "parity"),
+    ("job_failures", "critical", 2): (None, "drift"),
+    ("job_overdue", "warning", 2): (None, "archive"),
 }
 
 
@@ -183,6 +190,23 @@ def plant_labels(instrument: Instrument) -> None:
     insert("bucket_labels", rows)
 
 
+def plant_views(ages_s: dict[str, float], exception: str = "") -> None:
+    """Live views that were refreshed so long before now."""
+    rows = [
+        {"name": name, "last_success_at": NOW - age * SECOND, "exception": exception}
+        for name, age in ages_s.items()
+    ]
+    insert("view_refreshes", rows)
+
+
+def plant_jobs(job: str, every: timedelta, *statuses: str) -> None:
+    """Runs of a job, the last one a period before now; two rows each, as a run writes them."""
+    for i, status in enumerate(reversed(statuses), 1):
+        run = {"job": job, "run_id": uuid.uuid4(), "started_at": NOW - i * every}
+        insert("job_runs", [run | {"status": "running"}], layer="serving")
+        insert("job_runs", [run | {"finished_at": NOW, "status": status}], layer="serving")
+
+
 def deploy(names: list[str]) -> None:
     """Cards with the first two hours as training span; the first model is the champion."""
     card = {
@@ -242,6 +266,10 @@ def clean(module_store: Settings) -> dict[Finding, set[Place]]:
     plant_labels(CLEAN)
     plant_model("fine", CLEAN)
     deploy(["fine"])
+    plant_views({"good_live": 50})
+    plant_jobs("candidates", timedelta(minutes=5), "failed", "ok")
+    plant_jobs("calibration", timedelta(days=1), "ok", "ok", "skipped")
+    plant_jobs("build", timedelta(days=30), "ok")  # on demand: never overdue
     dbt("build", "--exclude-resource-type", "test", "unit_test", select=f"{SEEDS} {DRIFT} {HEALTH}", **VARS)
     return findings()
 
@@ -289,6 +317,12 @@ def planted(clean: object) -> Iterator[dict[Finding, set[Place]]]:
     insert(
         "quarantine", [{"kind": k, "data_source": "feed", "reason_code": r} for k, r in refused], layer="hot"
     )
+    plant_views({"slow_live": 100})
+    plant_views({"failed_live": 301}, "Code: 241")
+    insert("view_refreshes", [{"name": "never_live", "exception": "Code: 60"}])
+    plant_jobs("parity", timedelta(hours=12), "failed", "ok", "failed", "failed")
+    plant_jobs("drift", timedelta(hours=8), "failed", "skipped", "failed", "failed")
+    plant_jobs("archive", timedelta(hours=1), "ok", "running", "skipped")
     states = "instrument_state_changes instrument_states"
     dbt("run", select=f"drift_bins feature_drift prediction_drift source_health {states}", **VARS)
     yield findings()
@@ -309,6 +343,23 @@ def test_a_warning_is_not_yet_critical(planted: dict[Finding, set[Place]]) -> No
     }
     assert not any(instrument == MILD for instrument, _ in critical)
     assert (None, "off:v") not in critical
+    critical_jobs = {
+        detail
+        for (metric, severity, _), places in planted.items()
+        for _, detail in places
+        if metric.startswith(("job", "live")) and severity == "critical"
+    }
+    assert critical_jobs == {"failed_live", "drift"}
+    assert not any(
+        detail in ("good_live", "candidates", "calibration", "build")
+        for places in planted.values()
+        for _, detail in places
+    )
+    # one that never succeeded fails, and has no age
+    assert query("select metric, value from health_metrics where detail = 'never_live' order by metric") == [
+        {"metric": "live_view_age_s", "value": None},
+        {"metric": "live_view_failed", "value": 1},
+    ]
     # a price that moves is seen, and alerts nobody
     assert not any(detail == "mid_close" for places in planted.values() for _, detail in places)
     assert query("select max(psi) > 0.25 as moved from feature_drift where feature = 'mid_close'") == [

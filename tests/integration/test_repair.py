@@ -14,7 +14,7 @@ from python_udfs import db
 from python_udfs.cli import app
 from python_udfs.errors import UserError
 from python_udfs.operations.dbt import Dbt, Result
-from python_udfs.operations.repair import Change, repair
+from python_udfs.operations.repair import Change, Days, _dbt, is_left, repair
 from python_udfs.settings import Settings, settings
 from tests.oracles.clock import DAY_US, HOUR_US, SECOND_US, Trade
 from tests.support import AAA, dbt, execute, insert_trades, insert_watermark, query, table_hash
@@ -27,7 +27,9 @@ TABLES = (
     "trade_flow",
     "vpin_bars",
     "event_token_vocabulary",
+    "markouts",
 )
+HISTORY = "drift_bins"  # grows run by run, by months: a repair must not touch it
 SELECT = (*TABLES, "unified_buckets", "bucket_trades")
 CLOCK = {"t_target_s": 60, "t_max_s": 600}
 Hashes = dict[str, dict[str, Any]]
@@ -60,6 +62,11 @@ def clean(module_store: Settings) -> Iterator[Hashes]:
     insert_trades(TRADES)
     insert_watermark(AAA, "trades", MIDNIGHT + 10 * DAY_US)
     dbt("run", select=" ".join(f"+{name}" for name in SELECT), **CLOCK)
+    execute(
+        f"create table {HISTORY} (reference_to DateTime('UTC')) engine = MergeTree partition by toYYYYMM(reference_to) "
+        "order by tuple() as select toDateTime('2026-01-05 01:00:00', 'UTC')",
+        layer="features",
+    )
     yield _hashes()
 
 
@@ -123,10 +130,12 @@ def test_corrupted_deleted_and_delayed_rows_are_repaired(clean: Hashes) -> None:
         "{t_target_s: 60, t_max_s: 600}",
     ]
     done = CliRunner().invoke(
-        app, [*words, *(w for s in SELECT for w in ("--select", s))], env={"COLUMNS": "150"}
+        app, [*words, *(w for s in (*SELECT, HISTORY) for w in ("--select", s))], env={"COLUMNS": "150"}
     )
     assert done.exit_code == 0, done.output
     assert "verified and exchanged" in done.output
+    assert f"left as they are (history, and what judges the present): {HISTORY}\n" in done.output
+    assert query(f"select count() as n from {HISTORY}") == [{"n": 1}]
     assert _hashes() == clean
     again = repair(DAY, DAY, dry_run=True, select=SELECT, variables=CLOCK)
     assert again.changes == ()
@@ -166,6 +175,22 @@ def test_rebuilt_rows_that_fail_a_check_are_not_published(
     finally:
         execute("drop view live_test sync", layer="features")
     assert _hashes() == clean
+
+
+def test_every_table_is_rebuilt_or_left_knowingly(clean: Hashes) -> None:
+    models = _dbt(Days(DAY, date(2026, 1, 6)), CLOCK).relations()
+    assert {name for name, model in models.items() if is_left(model)} == {
+        "drift_bins",
+        "feature_arrivals_stored",
+        "feature_drift",
+        "instrument_state_changes",
+        "instrument_states",
+        "prediction_drift",
+        "source_health",
+    }
+    # what is rebuilt day by day is rebuilt by the range: else its days would be dropped and not come back
+    strategies = {m.strategy for m in models.values() if m.materialized == "incremental" and not is_left(m)}
+    assert strategies == {"insert_overwrite"}
 
 
 def test_what_it_cannot_do_is_said(server: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from python_udfs.operations import jobs
+from python_udfs.settings import REPOSITORY
 
 FIELDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))  # of crontab(5)
 
@@ -50,6 +52,20 @@ def test_the_crontab_parses_and_names_each_scheduled_job_once(tmp_path: Path) ->
     text = jobs.crontab()
     assert text.startswith("#")
     assert "CRON_TZ=UTC" in text.splitlines()
+
+
+def test_the_seed_of_overdue_jobs_says_how_often_the_schedule_runs_each() -> None:
+    day = 24 * 3600
+    runs = {
+        job.name: len(values(job.cron.split()[0], *FIELDS[0])) * len(values(job.cron.split()[1], *FIELDS[1]))
+        for job in jobs.JOBS
+        if job.cron
+    }
+    with (REPOSITORY / "seeds" / "health_jobs.csv").open(newline="") as file:
+        assert {r["job"]: int(r["every_s"]) for r in csv.DictReader(file)} == {
+            j: day / n for j, n in runs.items()
+        }
+    assert all(job.cron.split()[2:] == ["*", "*", "*"] for job in jobs.JOBS if job.cron)
 
 
 @pytest.mark.parametrize("bad", ["61", "*/x", "5-1", "a"])

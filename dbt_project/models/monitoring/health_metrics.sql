@@ -1,4 +1,21 @@
 {{ config(tags=['health']) }}
+{%- set by_instrument = [
+    ('recent_buckets', 'window_to', {'bucket_duration_p90_s': 'duration_p90_s', 'buckets_over_90s': 'toFloat64(over_90s)'}),
+    ('clocks', 'judged_at', {'bucket_lag_s': 'least_lag_s', 'bucket_id_anomalies': 'toFloat64(anomalies)'}),
+] %}
+{%- set model = "concat(model_name, ':', model_version)" %}
+{%- set by_detail = [
+    ('latencies', model, 'last_at', {'score_latency_p99_ms': 'p99_ms'}),
+    (
+        'prediction_day',
+        model,
+        'last_at',
+        {'prediction_ic': 'ic', 'prediction_ece': 'ece', 'prediction_turnover': 'toNullable(turnover_per_bucket)'},
+    ),
+    ('live_views', 'name', '(select judged_at from bounds)', {'live_view_failed': 'toNullable(toFloat64(failed))', 'live_view_age_s': 'age_s'}),
+    ('jobs', 'job', 'last_at', {'job_failures': 'toFloat64(failures)'}),
+    ('overdue_jobs', 'job', '(select judged_at from bounds)', {'job_overdue': 'periods'}),
+] %}
 -- One row per metric, instrument and detail: its newest value. What alerts, what does not: health_findings.
 with judged as (
     select {{ health_now() }} as judged_at
@@ -68,7 +85,45 @@ latencies as (
     group by model_name, model_version
 ),
 
+live_views as (
+    select
+        name,
+        exception != '' as failed,
+        dateDiff('millisecond', last_success_at, (select judged_at from bounds)) / 1000 as age_s
+    from {{ ref('view_refreshes') }}
+),
+
+runs as (
+    select
+        job,
+        started_at,
+        status,
+        max(if(status = 'ok', started_at, null)) over (partition by job) as ok_at
+    from {{ source('serving', 'job_runs') }} final
+    where started_at <= (select judged_at from bounds)
+),
+
+-- A job that never succeeded is as old as its first run.
+jobs as (
+    select
+        job,
+        countIf(status = 'failed' and (ok_at is null or started_at > ok_at)) as failures,
+        ifNull(max(ok_at), min(started_at)) as ok_or_first_at,
+        max(started_at) as last_at
+    from runs
+    group by job
+),
+
+overdue_jobs as (
+    select
+        j.job as job,
+        dateDiff('millisecond', j.ok_or_first_at, (select judged_at from bounds)) / 1000 / s.every_s as periods
+    from jobs as j
+    inner join {{ ref('health_jobs') }} as s on j.job = s.job
+),
+
 measured as (
+    {%- for relation, as_of, values in by_instrument %}
     select
         metric,
         exchange,
@@ -76,25 +131,13 @@ measured as (
         symbol,
         '' as detail,
         value,
-        (select window_to from bounds) as as_of
-    from recent_buckets
+        (select {{ as_of }} from bounds) as as_of
+    from {{ relation }}
     array join
-        ['bucket_duration_p90_s', 'buckets_over_90s'] as metric,
-        [duration_p90_s, toFloat64(over_90s)] as value
+        ['{{ values | join("', '") }}'] as metric,
+        [{{ values.values() | join(', ') }}] as value
     union all
-    select
-        metric,
-        exchange,
-        market_type,
-        symbol,
-        '' as detail,
-        value,
-        (select judged_at from bounds) as as_of
-    from clocks
-    array join
-        ['bucket_lag_s', 'bucket_id_anomalies'] as metric,
-        [least_lag_s, toFloat64(anomalies)] as value
-    union all
+    {%- endfor %}
     select
         metric,
         exchange,
@@ -104,27 +147,17 @@ measured as (
         value,
         as_of
     from {{ ref('source_health') }}
-    union all
-    select
-        'score_latency_p99_ms' as metric,
-        '' as exchange,
-        '' as market_type,
-        '' as symbol,
-        concat(model_name, ':', model_version) as detail,
-        p99_ms as value,
-        last_at as as_of
-    from latencies
-    {%- for model, subject in [('feature_drift', 'feature'), ('prediction_drift', 'prediction')] %}
+    {%- for drift, subject in [('feature_drift', 'feature'), ('prediction_drift', 'prediction')] %}
     union all
     select
         concat('{{ subject }}_', statistic, '_', reference) as metric,
         exchange,
         market_type,
         symbol,
-        {{ 'feature' if subject == 'feature' else "concat(model_name, ':', model_version)" }} as detail,
+        {{ 'feature' if subject == 'feature' else model }} as detail,
         value,
         current_to as as_of
-    from {{ ref(model) }}
+    from {{ ref(drift) }}
     array join
         ['psi', 'ks'] as statistic,
         [toNullable(psi), ks] as value
@@ -133,19 +166,21 @@ measured as (
     where not is_price
     {%- endif %}
     {%- endfor %}
+    {%- for relation, detail, as_of, values in by_detail %}
     union all
     select
         metric,
         '' as exchange,
         '' as market_type,
         '' as symbol,
-        concat(model_name, ':', model_version) as detail,
+        {{ detail }} as detail,
         value,
-        last_at as as_of
-    from prediction_day
+        {{ as_of }} as as_of
+    from {{ relation }}
     array join
-        ['prediction_ic', 'prediction_ece', 'prediction_turnover'] as metric,
-        [ic, ece, toNullable(turnover_per_bucket)] as value
+        ['{{ values | join("', '") }}'] as metric,
+        [{{ values.values() | join(', ') }}] as value
+    {%- endfor %}
 )
 
 select
