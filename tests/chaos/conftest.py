@@ -93,20 +93,22 @@ class Chaos:
         return "\n".join(["| fault | outcome |", "| --- | --- |", *lines])
 
 
-def fresh() -> None:
-    """Empty raw tables, with a view that sums up trades as they are inserted; nothing is built, the seeds stay.
-
-    Dropped, not truncated: a table remembers the blocks that it had.
-    """
-    unbuilt()
-    with db.connect() as c:
-        for layer in ("hot", "serving"):
-            c.execute(f"drop database if exists {settings().database(layer)} sync")
+def create_raw() -> None:
+    """Raw tables, and a view that sums up trades as they are inserted."""
     migrate()
     execute(
         "create materialized view sums engine = SummingMergeTree order by symbol settings non_replicated_deduplication_window = 1000 "
         "as select symbol, count() as n, sum(quantity) as quantity from trades group by symbol"
     )
+
+
+def fresh() -> None:
+    """Empty raw tables; nothing is built, the seeds stay. Dropped, not truncated: a table remembers the blocks that it had."""
+    unbuilt()
+    with db.connect() as c:
+        for layer in ("hot", "serving"):
+            c.execute(f"drop database if exists {settings().database(layer)} sync")
+    create_raw()
 
 
 def unbuilt() -> None:
@@ -205,9 +207,8 @@ def chaos(
         shorten_the_readers_queries(folder, PREFIX, 3)
         start()
         try:
-            migrate()
+            create_raw()
             dbt("seed", select=" ".join(SEEDS))
-            fresh()
             queries = {"ingest": counted(lambda: load(GeneratedReader(market))), "refresh": counted(build)}
             chaos = Chaos(market, hashes(), queries, settings())
             assert chaos.clean["trades"]["n"] > 2000
