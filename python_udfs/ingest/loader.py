@@ -147,7 +147,8 @@ def load(
 
     Raises:
         BadFileError: a file cannot be read, or has no rows: nothing of the load is kept.
-        UserError: no database answers, or a source is not in seeds/source_availability.csv: likewise.
+        UserError: no database answers, a source is not in seeds/source_availability.csv, or the server's disk is full:
+            likewise, unless rows were on the move: then the next load goes on from there.
     """
     started = time.perf_counter()
     started_at = datetime.now(UTC)
@@ -159,6 +160,7 @@ def load(
     with ExitStack() as stack:
         stack.enter_context(_only_one())
         store = stack.enter_context(open_store())
+        stack.enter_context(_a_full_disk_is_told())
         recovered = recover(store)
         if load_id in recovered:
             return recovered[load_id]
@@ -319,6 +321,25 @@ def _only_one() -> Iterator[None]:
     with lock.open("w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _a_full_disk_is_told() -> Iterator[None]:
+    """Whichever statement met it; one of a move says already where the load stands."""
+    try:
+        yield
+    except (driver_errors.ServerException, UserError) as e:
+        said = e if isinstance(e, driver_errors.ServerException) else e.__cause__
+        if not isinstance(said, driver_errors.ServerException) or not (
+            said.code == driver_errors.ErrorCodes.NOT_ENOUGH_SPACE
+            or "No space left on device" in said.message
+        ):
+            raise
+        raise UserError(
+            "the ClickHouse server's disk is full: make room there (a larger disk, or keep rows for fewer days with "
+            "MARKETPRISM_HOT_TTL_DAYS, MARKETPRISM_COLD_TTL_DAYS and `make migrate`), then load again: nothing is lost "
+            f"or doubled. It said: {_first_line(said)}"
+        ) from said
 
 
 def _private(load_id: str, what: str = "") -> str:
