@@ -17,10 +17,10 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
 from python_udfs import db
+from python_udfs.dbt import Dbt
 from python_udfs.errors import UserError
 from python_udfs.experts.records import BadLine, Decision, Rules, read_file, read_horizons
 from python_udfs.ingest.availability import read_instruments
-from python_udfs.operations.dbt import Dbt
 from python_udfs.settings import settings
 
 MODELS: Final = ("expert_decision_versions", "expert_context", "expert_scores", "expert_summary")

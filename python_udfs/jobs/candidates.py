@@ -17,8 +17,8 @@ from clickhouse_driver import Client
 from rich.console import Console
 
 from python_udfs import db
+from python_udfs.dbt import Dbt
 from python_udfs.errors import UserError
-from python_udfs.operations.dbt import Dbt
 from python_udfs.operations.locks import BUILD, BUSY, BusyError, held
 from python_udfs.settings import settings
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from clickhouse_driver import Client
 
 from python_udfs import db
+from python_udfs.dbt import Dbt
 from python_udfs.errors import UserError
-from python_udfs.settings import REPOSITORY, settings
+from python_udfs.settings import settings
 
 Chain = Literal["v1", "v2"]
 _SERVING: Final = "+path:dbt_project/models/serving/feature_vector_{}.sql"
@@ -62,12 +62,11 @@ def start(chain: Chain, variables: dict[str, object] | None = None) -> int:
         UserError: dbt failed, as where the tables were not built.
     """
     stop()
-    words = ["run", "--vars", json.dumps({**(variables or {}), "live": True})]
     # the views of the project are there; what stands in between tells which live view waits for which
     kinds = ("incremental", "table")
-    words += ["--select", *(f"{what},config.materialized:{kind}" for what in CHAINS[chain] for kind in kinds)]
+    chosen = (f"{what},config.materialized:{kind}" for what in CHAINS[chain] for kind in kinds)
     try:
-        _dbt(*words)
+        Dbt("live", {**(variables or {}), "live": True}).run("run", "--select", *chosen)
     except BaseException:
         stop()
         raise
@@ -150,18 +149,3 @@ def wait_for_pass(c: Client, timeout_s: float) -> None:
                 f"no pass of the live views was completed in {timeout_s:g} s: {found.failing or found}"
             )
         time.sleep(0.05)
-
-
-def _dbt(*words: str) -> None:
-    """dbt in this process, with a target folder of its own."""
-    # only here: every other command would wait for dbt
-    from dbt.cli.main import dbtRunner
-
-    own = settings().data_dir / "dbt" / f"{settings().db_prefix}live"
-    folders = [f"--{name}-dir={REPOSITORY}" for name in ("project", "profiles")]
-    result = dbtRunner().invoke([*words, "--quiet", *folders, f"--target-path={own}", f"--log-path={own}"])
-    if not result.success:
-        results: list[Any] = getattr(result.result, "results", [])
-        failed = [f"{r.node.name}: {r.message}" for r in results if r.status in ("error", "fail")]
-        reason = str(failed[0] if failed else result.exception).split("Stack trace")[0].strip()
-        raise UserError(f"the live views could not be made: {reason}")

@@ -24,9 +24,9 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
 from python_udfs import db
+from python_udfs.dbt import Dbt
 from python_udfs.errors import UserError
 from python_udfs.operations import archive
-from python_udfs.operations.dbt import Dbt
 from python_udfs.operations.locks import BUILD, BUILD_WAIT_S, BUSY, BusyError, held
 from python_udfs.settings import REPOSITORY, settings
 

@@ -18,9 +18,9 @@ import yaml
 from clickhouse_driver import Client
 
 from python_udfs import db
+from python_udfs.dbt import Dbt, Model
 from python_udfs.errors import UserError
 from python_udfs.operations.checksums import full, row_hash
-from python_udfs.operations.dbt import Dbt, Model
 from python_udfs.operations.locks import BUILD, held
 from python_udfs.settings import REPOSITORY, settings
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from python_udfs import db
 from python_udfs.cli import app
+from python_udfs.dbt import Dbt, Result
 from python_udfs.errors import UserError
-from python_udfs.operations.dbt import Dbt, Result
 from python_udfs.operations.repair import Change, Days, _dbt, is_left, repair
 from python_udfs.settings import Settings, settings
 from tests.oracles.clock import DAY_US, HOUR_US, SECOND_US, Trade
