@@ -95,20 +95,18 @@ def start(wait_s: float = 60, s: Settings | None = None) -> ServerInfo:
                 f"and {s.http_port}: set MARKETPRISM_PORT and MARKETPRISM_HTTP_PORT to those, or stop it "
                 "first with `marketprism server down`"
             )
+        ours = info is None
         if info is None:
-            binary = shutil.which("clickhouse")
-            if not binary:
-                _check_wheel()
-            _check_ports(s)
-            _prepare(root, s, wheel=not binary)
-            _write_functions(root)
-            info = _spawn(root, s, binary)
+            info = _launch(root, s)
         elif _write_functions(root) and _answers(info):
             _run(info, "system reload functions")
         deadline = time.monotonic() + wait_s
         while not _answers(info):
             if identity(info.pid) is None:
-                raise UserError(_why_it_died(info))
+                if ours:
+                    raise UserError(_why_it_died(info))
+                # it was being killed when it was found
+                info, ours = _launch(root, s), True
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the local ClickHouse (pid {info.pid}) does not answer on port {info.port} after "
@@ -362,6 +360,17 @@ def _write_functions(root: Path) -> bool:
         return False
     file.write_text(now)
     return True
+
+
+def _launch(root: Path, s: Settings) -> ServerInfo:
+    """A server process on checked ports, with its files written anew."""
+    binary = shutil.which("clickhouse")
+    if not binary:
+        _check_wheel()
+    _check_ports(s)
+    _prepare(root, s, wheel=not binary)
+    _write_functions(root)
+    return _spawn(root, s, binary)
 
 
 def _spawn(root: Path, s: Settings, binary: str | None) -> ServerInfo:
