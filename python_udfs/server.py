@@ -39,6 +39,7 @@ from python_udfs.settings import REPOSITORY, Settings, settings
 
 WHEEL = "26.9.0"  # the chdb-core version this was verified with; pyproject.toml pins the same
 HOST = "127.0.0.1"
+ENDING_S = 8  # a killed server has let go of its ports and its data by then
 NOT_RUNNING = 3  # exit code of `status`, as init scripts have it
 
 # A view fed by a repeated block must stay as it was: loading twice changes nothing. The others are what
@@ -308,9 +309,25 @@ def _check_ports(s: Settings) -> None:
                 ) from e
 
 
+def _wait_for_data(root: Path) -> None:
+    """Waits for the last threads of a killed server to let go of the data. Whoever holds it longer is no such one: the
+    engine then says so.
+    """
+    status_file = root / "data" / "status"
+    deadline = time.monotonic() + ENDING_S
+    while status_file.exists() and time.monotonic() < deadline:
+        with status_file.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            else:
+                return
+
+
 def _bind(probe: socket.socket, port: int) -> None:
     """Binds; a port that no living process holds is waited for: a killed server lets go of it a moment later."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + ENDING_S
     while True:
         try:
             return probe.bind((HOST, port))
@@ -368,6 +385,7 @@ def _launch(root: Path, s: Settings) -> ServerInfo:
     if not binary:
         _check_wheel()
     _check_ports(s)
+    _wait_for_data(root)
     _prepare(root, s, wheel=not binary)
     _write_functions(root)
     return _spawn(root, s, binary)

@@ -146,6 +146,16 @@ def test_a_restart_keeps_tables_rows_and_the_query_log(own: Settings) -> None:
         assert c.execute("select count() from system.query_log")[0][0] >= logged > 0
 
 
+def test_a_start_right_behind_a_kill_9_brings_it_up(own: Settings) -> None:
+    """Its ports, its data and its pid are those of a process that is still ending."""
+    start()
+    for _ in range(8):
+        info = status()
+        assert info is not None
+        os.kill(info.pid, signal.SIGKILL)
+        assert start().pid != info.pid
+
+
 def test_kill_9_while_inserting_loses_no_acknowledged_block(own: Settings) -> None:
     start(s=own)
     with client(own) as c:
