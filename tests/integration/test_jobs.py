@@ -20,6 +20,7 @@ from python_udfs.errors import UserError
 from python_udfs.operations import jobs
 from python_udfs.operations.locks import BUILD, BUSY, held
 from python_udfs.settings import REPOSITORY, Settings
+from tests.health import create_relations
 from tests.oracles.clock import HOUR_US, SECOND_US, Trade
 from tests.support import dbt, execute, insert_trades, query
 
@@ -79,13 +80,14 @@ def test_a_second_run_is_skipped(store: Settings) -> None:
         jobs.run("dance")
 
 
-def test_calibration_waits_for_a_build_survives_kill_nine_and_runs_twice(store: Settings) -> None:
+def test_calibration_waits_for_a_build_survives_kill_nine_and_runs_twice(module_store: Settings) -> None:
+    store = module_store  # dbt parses the project once for the jobs of a store
     trade = [
         Trade(START + i * 20 * SECOND_US, i + 1, str(i + 1), (1 + i % 7) * 10**8, START + i * 20 * SECOND_US)
         for i in range(3 * HOUR_US // (20 * SECOND_US))
     ]
     insert_trades(trade)
-    dbt("seed")
+    dbt("seed", select="bucket_defaults source_availability")
     dbt("run", select="stg_trades")
     command = [str(Path(sys.executable).parent / "marketprism"), "job", "run", "calibration"]
     with held(BUILD, "dbt build"):
@@ -114,6 +116,39 @@ def test_calibration_waits_for_a_build_survives_kill_nine_and_runs_twice(store: 
     assert second.detail.startswith("0 new anchors, 0 of them calibrated")
     [row] = query("select count() as n, countIf(is_calibrated) as k from bucket_config")
     assert row == {"n": 3, "k": 2}
+
+
+def test_parity_fails_with_a_reason_on_an_empty_store_and_drift_may_run_twice(module_store: Settings) -> None:
+    before = len(rows(module_store))
+    done = CliRunner().invoke(app, ["job", "run", "parity"])
+    assert done.exit_code == 1
+    [row] = rows(module_store)[before:]
+    assert (row["job"], row["status"]) == ("parity", "failed")
+    assert row["detail"].startswith("dbt build --select feature_parity_rows feature_parity")
+    assert "Was `make build` run once?" in row["detail"]
+    assert f"log: {jobs.log_of(jobs.find('parity'))}" in done.output
+
+    create_relations()
+    execute(
+        "insert into feature_vector_v2 (exchange, market_type, symbol, bucket_id, bucket_ts_start, bucket_ts_end, ofi) "
+        "select 'x', 'spot', 'S', number, now64(6) - toIntervalSecond(number * 600) as at, at, sipHash64(number) % 1000 "
+        "from numbers(2100)",
+        layer="features",
+    )
+    dbt("seed", select="feature_catalog")
+    dbt("run", select="scored_buckets")
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["job", "run", "drift"])
+        assert done.exit_code == 0, done.output
+        assert ", 0 warnings" in done.output
+    assert [(r["job"], r["status"]) for r in rows(module_store)[before + 1 :]] == [("drift", "ok")] * 2
+    grain = "(subject, reference, exchange, market_type, symbol, feature, reference_from, reference_to)"
+    assert query(f"select count() > 0 as some, count() - uniqExact({grain}) as twice from drift_bins") == [
+        {"some": 1, "twice": 0}
+    ]
+    assert query("select feature, isFinite(psi) as finite from feature_drift where feature = 'ofi'") == [
+        {"feature": "ofi", "finite": 1}
+    ]
 
 
 def test_a_killed_run_of_another_machine_is_left_alone(store: Settings) -> None:
