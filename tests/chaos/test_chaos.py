@@ -243,7 +243,8 @@ def test_kill_nine(chaos: Chaos, number: int) -> None:
     victim = IN_TURN[number % 10]
     words = ("marketprism", "refresh")
     struck: Struck = (("server", *words), words, ("server",))[(number + number // 10) % 3]
-    outcome = VICTIMS[victim](chaos, random.Random(number), struck)
+    # of these seeds the first strikes a load while it moves rows, and the next a refresh between two tables
+    outcome = VICTIMS[victim](chaos, random.Random(26 + number), struck)
     of = {3: f"{victim} and server", 2: victim, 1: f"server during {victim}"}
     chaos.tell_kill("server during live views" if victim == "live views" else of[len(struck)], outcome)
 
