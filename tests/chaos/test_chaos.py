@@ -26,6 +26,7 @@ from python_udfs.errors import BadFileError, UserError
 from python_udfs.ingest.detect import detect
 from python_udfs.ingest.loader import load
 from python_udfs.ingest.records import Batch, Item, Reader
+from python_udfs.jobs.bench.live import resident_mib
 from python_udfs.live import views
 from python_udfs.scorer.scorer import Scorer
 from python_udfs.server import start, status, stop
@@ -566,10 +567,9 @@ def test_simulated_hours(chaos: Chaos) -> None:
         build(*(BUILT if hour else ()))
         seconds.append(time.monotonic() - began)
         rows.append(rows_read() - before)
-        server = status()
-        assert server is not None
-        resident = Path(f"/proc/{server.pid}/status").read_text().split("VmRSS:")[1].split()[0]
-        memory.append(int(resident) / 1024)
+        resident = resident_mib()
+        assert resident is not None
+        memory.append(resident)
         lag = query(
             f"select (select max(timestamp) from {chaos.own.database('hot')}.trades) - max(bucket_ts_end) as s from unified_buckets"
         )[0]["s"]
