@@ -163,8 +163,8 @@ def test_there_is_something_to_compare(story: Story) -> None:
         story.tables
     )
     empty = [table for table, found in story.live.items() if not found["n"]]
-    # ten minutes are too short for some families of the long chain
-    assert len(empty) <= (len(story.tables) // 4 if LONG else 0), empty
+    # ten minutes are too short for these of the long chain
+    assert set(empty) <= ({"pair_lead_lag", "pair_spreads"} if LONG else set()), empty
     assert len(story.buckets) >= 4
     assert story.buckets == sorted(set(story.buckets)), "each step publishes more"
     assert query("select uniqExact(toDate(bucket_ts_start)) as days from feature_vector_v1")[0]["days"] == 2
@@ -173,7 +173,7 @@ def test_there_is_something_to_compare(story: Story) -> None:
 def test_live_equals_batch(story: Story) -> None:
     """Through a day's and an anchor's end, and a server that was killed in the middle of a refresh."""
     differing = [table for table in story.tables if story.live[table] != story.batch[table]]
-    assert not differing, {table: (story.live[table], story.batch[table]) for table in differing}
+    assert not differing, ", ".join(differing)
 
 
 def test_the_same_data_again_change_nothing(story: Story) -> None:
