@@ -18,6 +18,13 @@ from python_udfs.settings import settings
 logging.getLogger("clickhouse_driver.connection").setLevel(logging.CRITICAL)
 # A join of two sharded tables sees the right one whole; an insert ends when every shard has it. As in profiles.yml.
 ON_CLUSTER: Final = {"distributed_product_mode": "global", "distributed_foreground_insert": 1}
+# Nobody listens, hangs up, or listens and says nothing.
+NO_ANSWER: Final = (
+    driver_errors.NetworkError,
+    driver_errors.SocketTimeoutError,
+    EOFError,
+    ConnectionError,
+)
 _AUTHENTICATION_FAILED = 516  # newer than the driver's own list of codes
 
 
@@ -50,7 +57,7 @@ def client(database: str | None = None, *, use_numpy: bool = False, **query_sett
 
 
 @retry(
-    retry=retry_if_exception_type((driver_errors.NetworkError, EOFError, ConnectionError)),
+    retry=retry_if_exception_type(NO_ANSWER),
     stop=stop_after_attempt(3),
     wait=wait_exponential(multiplier=0.2, max=2),
     reraise=True,
@@ -73,7 +80,7 @@ def connect(
     try:
         try:
             _ping(c)
-        except (driver_errors.NetworkError, EOFError, ConnectionError) as e:
+        except NO_ANSWER as e:
             hint = (
                 "run `make up` to start the local server"
                 if s.target == "local"

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -26,15 +26,18 @@ def invoke(words: Sequence[str], profiles: Path = REPOSITORY) -> dbtRunnerResult
     import certifi
     from dbt.cli.main import dbtRunner
 
-    s = settings()
-    if s.password_file:
-        os.environ["MARKETPRISM_PASSWORD"] = s.password
-    if s.ca_file:
-        # dbt-clickhouse does not hand on certificates to trust; clickhouse-driver takes certifi's where none are given
-        certificates = str(s.ca_file)
-        certifi.where = lambda: certificates
     folders = [f"--project-dir={REPOSITORY}", f"--profiles-dir={profiles}"]
-    return dbtRunner().invoke([*words, *folders])
+    s, where = settings(), certifi.where
+    with ExitStack() as undo:
+        if s.password_file:
+            undo.callback(os.environ.update, MARKETPRISM_PASSWORD=os.environ.get("MARKETPRISM_PASSWORD", ""))
+            os.environ["MARKETPRISM_PASSWORD"] = s.password
+        if s.ca_file:
+            # dbt-clickhouse hands on no certificates to trust; clickhouse-driver takes certifi's where none are given
+            certificates = str(s.ca_file)
+            undo.callback(setattr, certifi, "where", where)
+            certifi.where = lambda: certificates
+        return dbtRunner().invoke([*words, *folders])
 
 
 @dataclass(frozen=True, slots=True)
