@@ -86,8 +86,8 @@ test: torch ## unit, oracle, leakage and integration tests; dbt tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 lint: torch ## sqlfluff, ruff, mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/sqlfluff lint --disable-progress-bar --processes 2 dbt_project tests/dbt
-chaos: torch ## every fault, many rounds, a day of simulated time: hours
-	MARKETPRISM_CHAOS_ROUNDS="$(ROUNDS)" MARKETPRISM_CHAOS_HOURS="$(HOURS)" $(BIN)/pytest tests/chaos -s -rs
+chaos: torch ## every fault, many rounds, a day of simulated time, every live view against a rebuild: hours
+	MARKETPRISM_CHAOS_ROUNDS="$(ROUNDS)" MARKETPRISM_CHAOS_HOURS="$(HOURS)" $(BIN)/pytest tests/chaos tests/integration/test_live_path.py -s -rs
 bench: setup ## throughput and latency, as ratios measured in the same run
 	$(MP) bench
 clean: ## stop the server and remove everything that was made here

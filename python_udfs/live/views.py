@@ -59,9 +59,11 @@ def start(chain: Chain, variables: dict[str, object] | None = None) -> int:
         variables: the vars that the tables were built with.
 
     Raises:
-        UserError: dbt failed, as where the tables were not built.
+        UserError: dbt failed, as where the tables were not built; or a table that views feed on insert has lost its view.
     """
     stop()
+    with db.connect(settings().database("features")) as c:
+        _check_written_on_insert(c)
     # the views of the project are there; what stands in between tells which live view waits for which
     kinds = ("incremental", "table")
     chosen = (f"{what},config.materialized:{kind}" for what in CHAINS[chain] for kind in kinds)
@@ -73,6 +75,26 @@ def start(chain: Chain, variables: dict[str, object] | None = None) -> int:
     with db.connect(settings().database("features")) as c:
         begin_pass(c)
         return len(views(c))
+
+
+def _check_written_on_insert(c: Client) -> None:
+    """A live view reads `x_stored` as complete: `x_mv` has to write it. That of arrivals is made with the live views."""
+    tables = (
+        "select name from system.tables where database = %(d)s and name like %(like)s"
+        " and name != 'feature_arrivals_stored'"
+    )
+    stored, written = (
+        {
+            name.removesuffix(end)
+            for (name,) in c.execute(tables, {"d": c.connection.database, "like": f"%\\{end}"})
+        }
+        for end in ("_stored", "_mv")
+    )
+    if missing := sorted(stored - written):
+        raise UserError(
+            f"{', '.join(f'{name}_stored' for name in missing)} would not get what arrives: the materialized view is "
+            "missing. Run `make build`"
+        )
 
 
 def stop() -> int:

@@ -28,7 +28,7 @@ from python_udfs.live.replay import Step, replay
 from python_udfs.migrate import drop_all, migrate
 from python_udfs.server import start as start_server
 from python_udfs.settings import Settings, settings
-from tests.support import dbt, query, table_hash
+from tests.support import dbt, execute, query, table_hash
 
 LONG = os.environ.get("MARKETPRISM_LIVE_CHAIN") == "v2" or "MARKETPRISM_CHAOS_ROUNDS" in os.environ
 CHAIN: views.Chain = "v2" if LONG else "v1"
@@ -119,6 +119,8 @@ def story(module_store: Settings, market: Path) -> Story:
 def tell(module_store: Settings, market: Path) -> Story:
     told = Story()
     select = " ".join(views.CHAINS[CHAIN])
+    if CHAIN == "v2":
+        select += " path:dbt_project/models/live"
 
     def on_step(step: Step) -> None:
         told.steps.append(step)
@@ -225,6 +227,12 @@ def test_a_bucket_waits_for_the_books(story: Story) -> None:
         f"(select max(watermark) from {settings().database('hot')}.watermarks where kind = 'orderbooks')"
     )
     assert late[0]["n"] == 0
+
+
+def test_views_need_what_is_written_on_insert(store: Settings) -> None:
+    execute("create table book_levels_stored (known_at DateTime) engine = Memory", layer="features")
+    with pytest.raises(UserError, match=r"^book_levels_stored would not get .* Run `make build`"):
+        views.start("v1", VARS)
 
 
 def test_replay_stops_when_asked(store: Settings, generated: Path) -> None:
