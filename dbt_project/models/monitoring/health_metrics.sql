@@ -97,8 +97,7 @@ runs as (
     select
         job,
         started_at,
-        status,
-        max(if(status = 'ok', started_at, null)) over (partition by job) as ok_at
+        status
     from {{ source('serving', 'job_runs') }} final
     where started_at <= (select judged_at from bounds)
 ),
@@ -107,8 +106,10 @@ runs as (
 jobs as (
     select
         job,
-        countIf(status = 'failed' and (ok_at is null or started_at > ok_at)) as failures,
-        ifNull(max(ok_at), min(started_at)) as ok_or_first_at,
+        groupArray((started_at, status)) as all_runs,
+        maxOrNullIf(started_at, status = 'ok') as ok_at,
+        arrayCount(run -> run.2 = 'failed' and (ok_at is null or run.1 > ok_at), all_runs) as failures,
+        ifNull(ok_at, min(started_at)) as ok_or_first_at,
         max(started_at) as last_at
     from runs
     group by job
