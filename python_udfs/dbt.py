@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import typer
 
@@ -27,16 +28,14 @@ def invoke(words: Sequence[str], profiles: Path = REPOSITORY) -> dbtRunnerResult
     from dbt.cli.main import dbtRunner
 
     folders = [f"--project-dir={REPOSITORY}", f"--profiles-dir={profiles}"]
-    s, where = settings(), certifi.where
-    with ExitStack() as undo:
+    s = settings()
+    with ExitStack() as for_now:
         if s.password_file:
-            undo.callback(os.environ.update, MARKETPRISM_PASSWORD=os.environ.get("MARKETPRISM_PASSWORD", ""))
-            os.environ["MARKETPRISM_PASSWORD"] = s.password
+            for_now.enter_context(patch.dict(os.environ, MARKETPRISM_PASSWORD=s.password))
         if s.ca_file:
             # dbt-clickhouse hands on no certificates to trust; clickhouse-driver takes certifi's where none are given
             certificates = str(s.ca_file)
-            undo.callback(setattr, certifi, "where", where)
-            certifi.where = lambda: certificates
+            for_now.enter_context(patch.object(certifi, "where", lambda: certificates))
         return dbtRunner().invoke([*words, *folders])
 
 
